@@ -1,0 +1,1 @@
+"""Theory wing: kernels -> chains -> pool. Nothing here knows of images, priors or likelihoods."""

@@ -1,0 +1,274 @@
+"""Observation: what one image says, ready for inference.
+
+A histogram of environment classes, the window it was seen through, the label-error matrix and the
+composition; with them, where there is one, the labelled configuration. Make one from published
+counts, from a table of labelled sites, or from an array of labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .configuration import UNSEEN, Configuration
+from .environments import Environments
+from .errors import InputError
+from .lattice import Lattice
+from .window import Window, check_label_error, tally
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """The histogram of one image and how it was seen.
+
+    Parameters
+    ----------
+    name : str
+    environments : Environments
+    counts : ndarray of int, shape (n_classes,)
+    window : Window
+    label_error : ndarray, shape (k, k)
+        Row = true species, column = probability of being labelled so.
+    configuration : Configuration, optional
+    temperature : float, optional
+        Formation temperature in K, if known.
+    source : dict
+        Where the data came from: file, hash, sites left out; stored with every result.
+    positions : ndarray, shape (n_seen, 2), optional
+        Measured positions of the seen sites in site order, in the unit of the table.
+
+    Examples
+    --------
+    >>> e = Environments(Lattice.square(), ("A", "B"))
+    >>> o = Observation.from_labels(np.eye(6, dtype=int), e.lattice, e.species, name="stripe")
+    >>> o.n, o.composition.round(2).tolist(), int(o.counts.sum())
+    (16, [0.75, 0.25], 16)
+    """
+
+    name: str
+    environments: Environments
+    counts: NDArray[np.int64]
+    window: Window
+    label_error: NDArray[np.float64]
+    configuration: Configuration | None = None
+    temperature: float | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    positions: NDArray[np.float64] | None = None
+
+    # ------------------------------------------------------------------ ways to make one
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: ArrayLike,
+        environments: Environments,
+        *,
+        name: str = "counts",
+        sites: int | None = None,
+        label_error: ArrayLike | None = None,
+        temperature: float | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> Observation:
+        """An observation from class counts alone, in the order of ``environments.names``.
+
+        The window is unknown then, so a nearly square block with as many complete environments
+        stands in for it. `sites`, if given, is checked against the sum of the counts.
+
+        Raises
+        ------
+        InputError
+            If there are too many or too few counts, one is negative or no whole number, all are
+            zero, or they do not sum to `sites`.
+
+        Examples
+        --------
+        >>> e = Environments(Lattice.triangular(), ("Mo", "Re"))
+        >>> o = Observation.from_counts([90, 6] + [0] * 11 + [1] + [0] * 12, e, name="dilute")
+        >>> o.n, o.composition.round(3).tolist()
+        (97, [0.99, 0.01])
+        """
+        values = np.asarray(counts, dtype=float).reshape(-1)
+        if len(values) != environments.n_classes:
+            raise InputError(f"{name}: {len(values)} counts given; expected {environments.n_classes}, one a class of {environments!r}")
+        wrong = np.flatnonzero(~((values >= 0) & (values == np.round(values))))
+        if len(wrong):
+            raise InputError(f"{name}: count {values[wrong[0]]:g} of class {environments.names[wrong[0]]}; expected whole numbers >= 0")
+        total = int(values.sum())
+        if total == 0 or (sites is not None and total != sites):
+            raise InputError(f"{name}: the counts sum to {total}; expected {'at least one' if sites is None else sites} complete environments")
+        error = check_label_error(label_error, len(environments.species))
+        window = Window.block(environments, total)
+        return cls(name, environments, values.astype(np.int64), window, error, None, temperature, dict(source or {}))
+
+    @classmethod
+    def from_configuration(
+        cls,
+        configuration: Configuration,
+        *,
+        name: str = "configuration",
+        environments: Environments | None = None,
+        label_error: ArrayLike | None = None,
+        temperature: float | None = None,
+        source: Mapping[str, Any] | None = None,
+        positions: NDArray[np.float64] | None = None,
+    ) -> Observation:
+        """An observation of a labelled configuration: its complete environments are counted."""
+        environments = environments or Environments(configuration.lattice, configuration.species)
+        window = Window.of(configuration)
+        rows = window.complete(environments)
+        if not sum(len(r) for r in rows):
+            raise InputError(f"{name}: none of the {configuration.n_seen} seen sites has all its neighbours; nothing to count")
+        seen = configuration.flat[configuration.flat != UNSEEN].astype(np.uint8)[None]
+        counts = tally(environments, rows, seen)[0]
+        error = check_label_error(label_error, len(configuration.species))
+        return cls(name, environments, counts, window, error, configuration, temperature, dict(source or {}), positions)
+
+    @classmethod
+    def from_labels(
+        cls, labels: ArrayLike, lattice: Lattice, species: Sequence[str], *, periodic: bool | Sequence[bool] = False, **keywords: Any
+    ) -> Observation:
+        """An observation of an array of species numbers over the cells (-1 = unseen); keywords as for :meth:`from_configuration`."""
+        return cls.from_configuration(Configuration.from_labels(lattice, species, labels, periodic=periodic), **keywords)
+
+    @classmethod
+    def from_table(
+        cls,
+        path: str | Path,
+        lattice: Lattice,
+        species: Sequence[str],
+        *,
+        columns: Mapping[str, str] | None = None,
+        keep: Mapping[str, Sequence[str]] | None = None,
+        name: str | None = None,
+        **keywords: Any,
+    ) -> Observation:
+        """An observation from a CSV table of labelled positions, indexed onto the lattice.
+
+        Parameters
+        ----------
+        path : path
+            CSV with a header; the tables that `run` and `observe` write are valid input.
+        lattice : Lattice
+            Two-dimensional; its `a` need not be the unit of the table.
+        species : sequence of str
+        columns : mapping, optional
+            Which columns hold "x", "y" and "species"; those names themselves by default.
+        keep : mapping of column to values, optional
+            Only rows with one of these values count (a sublattice, say); rows without a label or
+            position are left out, and how many is stored in :attr:`source`.
+        name : str, optional
+            The file's stem by default.
+        **keywords
+            As for :meth:`from_configuration`.
+
+        Raises
+        ------
+        InputError
+            If the file, a column or a lattice is not there, or a label is not among the species.
+        """
+        from .indexing import index_positions
+
+        path = Path(path)
+        rows, digest = _read_csv(path)
+        wanted = {"x": "x", "y": "y", "species": "species", **(columns or {})}
+        if unknown := set(wanted) - {"x", "y", "species"}:
+            raise InputError(f"columns names {sorted(unknown)}; expected x, y, species")
+        for column in [*wanted.values(), *(keep or {})]:
+            if column not in rows[0]:
+                raise InputError(f"{path}: column {column!r} not found; the table has {', '.join(rows[0])}")
+        total = len(rows)
+        rows = [r for r in rows if all(r[c] in map(str, values) for c, values in (keep or {}).items())]
+        rows = [r for r in rows if all((r[wanted[c]] or "").strip() for c in ("x", "y", "species"))]
+        strange = sorted({r[wanted["species"]] for r in rows} - set(species))
+        if strange:
+            raise InputError(f"{path}: column {wanted['species']!r} holds {', '.join(strange)}; expected {', '.join(species)}; choose rows with keep or declare the species")
+        xy = _numbers(path, rows, wanted)
+        try:
+            indexing = index_positions(xy, lattice)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        sites = indexing.sites[indexing.kept]
+        labels = np.array([species.index(r[wanted["species"]]) for r in rows])[indexing.kept]
+        configuration = Configuration.from_sites(lattice, species, sites, labels)
+        order = np.argsort(configuration.supercell.index(np.column_stack([sites[:, :-1] - sites[:, :-1].min(axis=0), sites[:, -1]])))
+        source = {"file": path.name, "sha256": digest, "rows": total, "rows_used": len(rows), "sites_indexed": len(sites), "spacing": float(indexing.spacing)}
+        keywords = {"name": name or path.stem, "source": source, "positions": xy[indexing.kept][order], **keywords}
+        return cls.from_configuration(configuration, **keywords)
+
+    # ------------------------------------------------------------------ what it says
+
+    @property
+    def n(self) -> int:
+        """Complete environments."""
+        return int(self.counts.sum())
+
+    @property
+    def histogram(self) -> NDArray[np.float64]:
+        """Class frequencies, summing to 1."""
+        return self.counts / self.n
+
+    @property
+    def composition(self) -> NDArray[np.float64]:
+        """Fraction of each species among the centres, as labelled."""
+        return np.bincount(self.environments.centre, weights=self.counts, minlength=len(self.environments.species)) / self.n
+
+    @property
+    def true_composition(self) -> NDArray[np.float64]:
+        """Composition with the label errors undone (clipped to what is possible): the simulated box has this one."""
+        undone = np.clip(np.linalg.solve(self.label_error.T, self.composition), 0, None)
+        return undone / undone.sum()
+
+    @property
+    def composition_sd(self) -> NDArray[np.float64]:
+        """Standard deviation of :attr:`true_composition`: binomial error of the window, carried through the label errors."""
+        x = self.composition
+        covariance = (np.diag(x) - np.outer(x, x)) / self.n
+        undo = np.linalg.inv(self.label_error.T)
+        return np.sqrt(np.maximum(np.diag(undo @ covariance @ undo.T), 0))
+
+    def with_environments(self, environments: Environments) -> Observation:
+        """The same image counted by other environments.
+
+        Raises
+        ------
+        InputError
+            If only counts are known: they cannot be counted again.
+        """
+        if environments.key == self.environments.key:
+            return self
+        if self.configuration is None:
+            raise InputError(f"{self.name}: only counts are known, by {self.environments!r}; they cannot be counted by {environments!r}")
+        again = Observation.from_configuration(self.configuration, environments=environments)
+        return replace(self, environments=environments, counts=again.counts)
+
+
+def _read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
+    """Rows of a CSV file as dictionaries, and the hash of its bytes."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"table {path} cannot be read ({error.strerror}); expected a CSV file with a header") from None
+    try:
+        rows = list(csv.DictReader(data.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"table {path} is no CSV text ({error}); expected a CSV file with a header") from None
+    if not rows:
+        raise InputError(f"table {path} holds no rows; expected a header and one row a site")
+    if any(None in r or None in r.values() for r in rows):
+        bad = next(i for i, r in enumerate(rows, 2) if None in r or None in r.values())
+        raise InputError(f"table {path}: line {bad} has another number of fields than the header")
+    return rows, hashlib.sha256(data).hexdigest()
+
+
+def _numbers(path: Path, rows: list[dict[str, str]], wanted: Mapping[str, str]) -> NDArray[np.float64]:
+    try:
+        return np.array([[float(r[wanted["x"]]), float(r[wanted["y"]])] for r in rows], dtype=float).reshape(-1, 2)
+    except ValueError as error:
+        raise InputError(f"{path}: columns {wanted['x']!r}, {wanted['y']!r} hold something that is no number ({error})") from None
