@@ -125,6 +125,20 @@ class Environments:
             images.append(self.offsets[target] + self.digits(b) @ self.strides(target)[position])
         return np.concatenate(images)
 
+    def fits(self, basis: int, clusters: NDArray[np.int64]) -> list[tuple[int, tuple[int, ...]]]:
+        """Every way a cluster (n, m, d + 1) lies inside the environment of a basis site: (cluster, positions of its sites)."""
+        template = self.templates[basis]
+        place = {tuple(site): i for i, site in enumerate(template)}
+        found = []
+        for number, cluster in enumerate(clusters):
+            for anchor in template[template[:, -1] == cluster[0, -1]]:
+                moved = cluster.copy()
+                moved[:, :-1] += anchor[:-1] - cluster[0, :-1]
+                positions = [place.get(tuple(site)) for site in moved]
+                if None not in positions:
+                    found.append((number, tuple(positions)))
+        return found
+
     # ------------------------------------------------------------------ classes
 
     @property
@@ -190,10 +204,12 @@ class Environments:
         for template in self.templates:
             places = self.lattice.positions(template[1:])
             i, j = np.triu_indices(len(places), 1)
-            tables.append((i, j, np.linalg.norm(places[i] - places[j], axis=1).round(6)))
+            tables.append((i, j, np.linalg.norm(places[i] - places[j], axis=1)))
             distances.append(tables[-1][2])
-        every = np.unique(np.concatenate(distances)) if distances else np.array([])
-        return [[(i[apart == r], j[apart == r]) for r in every] for i, j, apart in tables]
+        every = np.sort(np.concatenate(distances))  # equal distances differ by rounding: group them by the gaps, not by digits
+        close = self.lattice.shell_distances(1)[0] * 1e-5
+        every = every[np.diff(every, prepend=-1.0) > close]
+        return [[(i[np.abs(apart - r) < close], j[np.abs(apart - r) < close]) for r in every] for i, j, apart in tables]
 
     def random_distribution(self, composition: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities of the random alloy of a composition (fractions of each species): the exact histogram of no interaction."""

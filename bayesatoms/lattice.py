@@ -185,7 +185,7 @@ class Lattice:
         if self.dimension == 2:
             angle = np.arctan2(vectors[:, 1], vectors[:, 0]).round(6) % (2 * np.pi)
             return chosen[np.argsort(angle, kind="stable")]
-        return chosen[np.lexsort(vectors.round(6).T)]
+        return chosen[np.lexsort((vectors / self.shell_distances(1)[0]).round(6).T)]  # in its own unit: the order must not depend on a
 
     def bonds(self, k: int, direction: int | None = None) -> NDArray[np.int64]:
         """Every bond of shell `k` that starts in the home cell, once; shape (n, 2, d + 1).

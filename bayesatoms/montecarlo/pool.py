@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..hamiltonian import Compiled
+from ..progress import Progress
 from .chains import Chain, run_chain
 from .executors import executor
 from .kernels import KERNEL_VERSION
 
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
 
 
 @dataclass(frozen=True, eq=False)

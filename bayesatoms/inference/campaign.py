@@ -1,0 +1,295 @@
+"""The campaign: which chains to run for a set of models and images, round after round.
+
+All candidates share one pool in the union of their couplings. A round fits a smooth emulator over the
+region where each posterior is believed to be, finds the posterior there by importance sampling,
+and adds chains at draws of it; it ends when the posteriors stay put and their draws have support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from ..errors import CheckError, InputError
+from ..hamiltonian import Compiled, Hamiltonian
+from ..montecarlo.chains import Chain
+from ..montecarlo.pool import DesignPoint, Pool
+from ..observation import Observation
+from ..progress import Progress
+from ..window import Operator
+from .distance import squared_distance
+from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, SmoothEmulator
+from .likelihood import calibrated_log_density, independent_log_density
+from .pseudolikelihood import pseudo_likelihood
+from .statistic import Statistic, union
+
+KINDS = ("calibrated", "independent")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to simulate and when to stop. The defaults serve a few images of some hundred sites.
+
+    points : chains a round for each posterior; samples, sweeps, burn : records of a chain, sweeps
+    between them and before the first; rounds : at most; moved : largest shift of a mean, in standard
+    deviations, that counts as standing still; support : effective records under the posterior, in
+    chains, below which chains are added; warmup, draws, parallel : NUTS steps and chains.
+    """
+
+    points: int = 8
+    samples: int = 240
+    sweeps: float = 2.0
+    burn: float = 120.0
+    rounds: int = 8
+    moved: float = 0.15
+    support: float = 1.0
+    warmup: int = 500
+    draws: int = 1000
+    parallel: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where one posterior is believed to be, and its history.
+
+    `centre`, `cov` are the current mean and covariance (k,), (k, k); `draws` (n, k) equally weighted;
+    `settled` says that the last round left it in place with support.
+    """
+
+    model: Hamiltonian
+    kind: str
+    centre: NDArray[np.float64]
+    cov: NDArray[np.float64]
+    draws: NDArray[np.float64]
+    smooth: SmoothEmulator | None = None
+    settled: bool = False
+    support: float = 0.0
+
+
+@dataclass(eq=False)
+class Campaign:
+    """Everything that simulation needs, and what it has gathered so far."""
+
+    models: Sequence[Hamiltonian]
+    observations: Sequence[Observation]
+    statistic: Statistic
+    pool: Pool
+    seed: int
+    settings: Settings
+    workers: int
+    report: Progress
+    names: tuple[str, ...]
+    compiled: dict[str, Compiled] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
+    atoms: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    chains: dict[str, list[Chain]] = field(default_factory=dict)
+    design: list[NDArray[np.float64]] = field(default_factory=list)
+    emulator: Emulator | None = None
+    history: list[dict] = field(default_factory=list)
+
+    @classmethod
+    def prepare(
+        cls,
+        models: Sequence[Hamiltonian],
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        pool: Pool,
+        settings: Settings,
+        workers: int,
+        report: Progress,
+        statistic: Statistic | None = None,
+    ) -> Campaign:
+        """Declare the statistic, choose each image's box and compile the union of all terms on it."""
+        check_inputs(models, observations)
+        orbits = union({m.name: dict(zip(m.names, m.orbits, strict=True)) for m in models})
+        if statistic is None:
+            statistic = Statistic.of_terms(observations[0].environments, orbits)
+        campaign = cls(models, observations, statistic, pool, seed, settings, workers, report, tuple(orbits))
+        for o in observations:
+            supercell, atoms = o.window.box(o.environments, o.true_composition)
+            campaign.compiled[o.name] = Compiled.build(list(orbits.values()), supercell, len(o.environments.species))
+            campaign.operators[o.name] = Operator(o.environments, o.window, supercell, o.label_error)
+            campaign.atoms[o.name], campaign.chains[o.name] = tuple(int(a) for a in atoms), []
+        return campaign
+
+    def simulate(self, points: NDArray[np.float64]) -> Emulator:
+        """Run chains at union couplings (m, q) for every image and solve the pool anew."""
+        s = self.settings
+        recipes = [
+            DesignPoint(self.compiled[o.name], w, self.atoms[o.name], s.samples, s.sweeps, s.burn, self.seed)
+            for o in self.observations
+            for w in points
+        ]
+        found = iter(self.pool.run(recipes, workers=self.workers, progress=self.report))
+        self.design.extend(points)
+        images = {}
+        for o in self.observations:
+            self.chains[o.name].extend(next(found) for _ in points)
+            before = self.emulator.images[o.name].reweighting.free_energies if self.emulator else None
+            images[o.name] = ImageEmulator.build(o, self.statistic, self.operators[o.name], self.chains[o.name], self.seed, before)
+        self.emulator = Emulator(self.names, images, self.statistic)
+        return self.emulator
+
+    # ------------------------------------------------------------------ where to start
+
+    def start(self, model: Hamiltonian, given: Mapping[str, float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """First centre and covariance: given, or pseudo-likelihood, or linear response about the random alloy; Cramer-Rao width."""
+        assert self.emulator is not None
+        information, response = self._linear_response(model)
+        # a weak prior keeps directions finite in which the images say nothing
+        cov = 2.25 * np.linalg.inv(information + np.eye(len(information)))
+        if given is not None:
+            return model.vector(given), cov
+        guess = pseudo_likelihood(model, self.observations)
+        return (guess.couplings if guess is not None and guess.exact else response), cov
+
+    def _linear_response(self, model: Hamiltonian) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fisher information (k, k) and one scoring step from the random alloy: m(w) = m(0) - Cov(t, F) w."""
+        assert self.emulator is not None
+        embed, k = self.emulator.embed(model), len(model.names)
+        information, score = np.zeros((k, k)), np.zeros(k)
+        origin = np.zeros(len(self.names))
+        for o in self.observations:
+            image = self.emulator.images[o.name]
+            moments = image.moments(origin)
+            weights = np.exp(image.reweighting.log_weights(origin))
+            slope = -((image.values - moments.mean) * weights[:, None]).T @ image.reweighting.features @ embed.T
+            given = image.n_composition
+            regress = np.linalg.solve(moments.cov[:given, :given], moments.cov[:given, given:]).T
+            inner = moments.cov[given:, given:] - regress @ moments.cov[:given, given:]
+            jacobian = slope[given:] - regress @ slope[:given]
+            apart = self.emulator.statistic(o) - moments.mean
+            gain = np.linalg.solve(inner, jacobian).T
+            information += gain @ jacobian
+            score += gain @ (apart[given:] - regress @ apart[:given])
+        return information, np.linalg.solve(information + np.eye(k), score)
+
+    # ------------------------------------------------------------------ rounds
+
+    def run(self, starts: Mapping[str, Mapping[str, float]] | None = None) -> list[Region]:
+        """All rounds; returns one region a model with couplings and a likelihood, in that order."""
+        self.simulate(np.zeros((1, len(self.names))))
+        regions = []
+        for model in self.models:
+            if model.terms:
+                centre, cov = self.start(model, (starts or {}).get(model.name))
+                regions += [Region(model, kind, centre, cov, np.zeros((0, len(centre)))) for kind in KINDS]
+        for number in range(self.settings.rounds):
+            active = [r for r in regions if not r.settled]
+            if not active:
+                break
+            self.simulate(np.concatenate([self._points(r, number) for r in active]))
+            regions = [self._advance(r, number) for r in regions]
+            self._remember(number, regions)
+        return regions
+
+    def _points(self, region: Region, number: int) -> NDArray[np.float64]:
+        """Design points of one region in union couplings: spread over it, wider than the posterior itself."""
+        assert self.emulator is not None
+        key = [self.seed, number, *np.frombuffer((region.model.name + region.kind).encode(), np.uint8)]
+        sobol = qmc.MultivariateNormalQMC(np.zeros(len(region.centre)), seed=np.random.default_rng(np.random.SeedSequence(key)))
+        count = 1 << (self.settings.points - 1).bit_length()
+        z = sobol.random(count)[: self.settings.points]
+        return (region.centre + 1.6 * z @ np.linalg.cholesky(region.cov).T) @ self.emulator.embed(region.model)
+
+    def _advance(self, region: Region, number: int) -> Region:
+        assert self.emulator is not None
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 7, number, *np.frombuffer(region.model.name.encode(), np.uint8)]))
+        try:
+            smooth = SmoothEmulator.fit(self.emulator, region.model, region.centre, region.cov, rng)
+        except CheckError:
+            return replace(region, settled=False)  # too thin a pool: more chains over the same region
+        draws = explore(smooth, self.observations, region.kind, rng)
+        centre, cov = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
+        sd = np.sqrt(np.diag(cov))
+        shift = np.abs(centre - region.centre) / sd
+        width = np.abs(np.log(sd / np.sqrt(np.diag(region.cov))))
+        some = draws[:: max(1, len(draws) // 64)] @ self.emulator.embed(region.model)
+        support = min(float(np.quantile(i.reweighting.support(some), 0.05)) for i in self.emulator.images.values())
+        first = region.smooth is None
+        still = not first and shift.max() < self.settings.moved and width.max() < self.settings.moved
+        return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=still and support > self.settings.support, support=support)
+
+    def _remember(self, number: int, regions: Sequence[Region]) -> None:
+        for r in regions:
+            sd = np.sqrt(np.diag(r.cov)).tolist()
+            row = {"round": number + 1, "model": r.model.name, "likelihood": r.kind, "mean": r.centre.tolist(), "sd": sd, "support": r.support}
+            self.history.append({**row, "chains": len(self.design), "settled": r.settled})
+
+
+def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observation]) -> None:
+    """Refuse what cannot be inferred from: nothing to infer, names twice, lattices or species that differ (InputError)."""
+    if not models or not observations:
+        raise InputError(f"{len(models)} models and {len(observations)} observations given; expected at least one of each")
+    if not any(m.terms for m in models):
+        raise InputError(f"model {', '.join(m.name for m in models)} has no couplings: there is nothing to infer; add a model with a term")
+    for kind, names in (("models", [m.name for m in models]), ("observations", [o.name for o in observations])):
+        if len(set(names)) != len(names):
+            raise InputError(f"two {kind} are called {max(names, key=names.count)!r}; give each a name of its own")
+    first = observations[0].environments
+    for o in observations:
+        if o.environments.key != first.key or o.environments.species != first.species:
+            raise InputError(f"{o.name} is counted by {o.environments!r}, {observations[0].name} by {first!r}; expected the same for all")
+        if np.count_nonzero(o.true_composition > 0) < 2:
+            raise InputError(f"{o.name} shows one species only; a fixed composition without a partner says nothing about couplings: leave it out")
+    for m in models:
+        if m.lattice != first.lattice or m.species != first.species:
+            raise InputError(f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; the images are on {first.lattice!r} with {'/'.join(first.species)}")
+
+
+def log_likelihoods(smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log likelihood of each image at many couplings (m, k); shape (m, images)."""
+    columns = []
+    for o in observations:
+        mean, lower, histogram = smooth.factors(o.name, couplings)
+        if kind == "calibrated":
+            columns.append(calibrated_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
+        else:
+            columns.append(independent_log_density(o.histogram, histogram, o.n))
+    return np.stack(columns, axis=1)
+
+
+def log_prior(model: Hamiltonian, couplings: NDArray[np.float64], scale: float = 1.0) -> NDArray[np.float64]:
+    """Log prior density at couplings (m, k); `scale` widens every prior about zero."""
+    total = np.zeros(len(couplings))
+    for a, name in enumerate(model.names):
+        prior = model.prior(name)
+        value = couplings[:, a] / scale
+        inside = np.asarray(prior.support(value))
+        total += np.where(inside, np.asarray(prior.log_prob(np.where(inside, value, np.asarray(prior.mean)))), -np.inf) - np.log(scale)
+    return total
+
+
+def explore(smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, rng: np.random.Generator, n: int = 3000) -> NDArray[np.float64]:
+    """Equally weighted draws (n, k) of the posterior on a smooth emulator, by adaptive importance sampling with Student-t proposals."""
+    centre, root = smooth.centre, 1.3 * smooth.scale
+    for _ in range(8):
+        k, freedom = len(centre), 6.0
+        z = rng.normal(size=(n, k)) / np.sqrt(rng.chisquare(freedom, size=(n, 1)) / freedom)
+        w = centre + z @ root.T
+        proposal = -(freedom + k) / 2 * np.log1p((z**2).sum(axis=1) / freedom)
+        target = log_likelihoods(smooth, observations, kind, w).sum(axis=1) + log_prior(smooth.model, w) + smooth.leash(w)
+        weight = target - proposal
+        weight = np.exp(weight - weight.max())
+        weight /= weight.sum()
+        centre = weight @ w
+        apart = w - centre
+        cov = (apart * weight[:, None]).T @ apart + 1e-12 * np.eye(k)
+        root = np.linalg.cholesky(cov) * 1.2
+        if 1 / (weight**2).sum() > 0.5 * n:
+            break
+    return w[rng.choice(n, size=n, p=weight)]
+
+
+def total_s2(emulator: Emulator, observations: Sequence[Observation], union_couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """S2 of each image at union couplings (m, q) straight from the pool, shape (m, images); NaN without support."""
+    columns = []
+    for o in observations:
+        moments, support = emulator.images[o.name].batch(np.atleast_2d(union_couplings))
+        columns.append(np.where(support >= SUPPORT_BAR, squared_distance(o.histogram, moments.histogram), np.nan))
+    return np.stack(columns, axis=1)

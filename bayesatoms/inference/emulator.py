@@ -1,0 +1,352 @@
+"""Emulators: what the statistic of an image would be at any couplings, without simulating there.
+
+`Emulator` reweights the pool of chains: exact up to Monte Carlo noise inside the pool's support.
+`SmoothEmulator` is a polynomial through it over the region where one posterior lives: fast and
+differentiable everywhere, so that NUTS meets no cliff; its error against the pool is measured at
+the draws afterwards. Both answer `moments`, the one thing a likelihood asks for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckError
+from ..hamiltonian import Hamiltonian
+from ..montecarlo.chains import Chain, autocorrelation_time, equilibration
+from ..observation import Observation
+from ..window import Operator
+from .reweighting import Reweighting
+from .statistic import Statistic
+
+SUPPORT_BAR = 0.05  # effective records in units of one chain, below which there is no answer
+SLOW = 20  # a chain with fewer autocorrelation times than this has not equilibrated
+
+
+class Moments(NamedTuple):
+    """Sampling law of an image's statistic at given couplings.
+
+    mean (d,); cov (d, d), the emulator's own error included; histogram (n_classes,) the mean class frequencies.
+    """
+
+    mean: Any
+    cov: Any
+    histogram: Any
+
+
+class Factors(NamedTuple):
+    """The same for many couplings: mean (m, d), lower Cholesky factor (m, d, d), histogram (m, n_classes)."""
+
+    mean: Any
+    lower: Any
+    histogram: Any
+
+
+class AbstractEmulator(Protocol):
+    """What a likelihood needs."""
+
+    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
+        """Moments of the image's statistic at couplings by name; differentiable by jax."""
+
+    def statistic(self, observation: Observation) -> NDArray[np.float64]:
+        """The image's own value of it."""
+
+    def n_composition(self, observation: Observation) -> int:
+        """How many of its leading rows are composition."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmulator:
+    """One image's share of the pool: reweighted snapshots seen through its window.
+
+    Attributes
+    ----------
+    counts : ndarray, shape (n, n_classes)
+        Of every snapshot.
+    values : ndarray, shape (n, d)
+        The statistic of every snapshot, only the rows that vary in this image.
+    rows : tuple of int
+        Which rows of the statistic those are, and
+    n_composition : int
+        how many of them are composition.
+    slow : ndarray of bool, shape (K,)
+        Chains that did not equilibrate.
+    """
+
+    observation: Observation
+    reweighting: Reweighting
+    counts: NDArray[np.int64]
+    values: NDArray[np.float64]
+    rows: tuple[int, ...]
+    n_composition: int
+    slow: NDArray[np.bool_]
+    n_box: int
+
+    @classmethod
+    def build(
+        cls,
+        observation: Observation,
+        statistic: Statistic,
+        operator: Operator,
+        chains: Sequence[Chain],
+        seed: int,
+        start: NDArray[np.float64] | None = None,
+    ) -> ImageEmulator:
+        """Cut each chain to its independent records, apply the operator, solve the free energies."""
+        parts, counts, slow = [], [], []
+        for number, chain in enumerate(chains):
+            kept, time = independent_records(chain.features)
+            slow.append(len(chain) < SLOW * time)
+            parts.append(chain.features[kept])
+            rng = np.random.default_rng(np.random.SeedSequence([seed, number, *np.frombuffer(observation.name.encode(), np.uint8)]))
+            counts.append(operator.counts(chain.snapshots[kept], rng))
+        couplings = np.array([c.couplings for c in chains])
+        if start is not None and len(start) < len(chains):
+            start = None if len(start) == 0 else np.concatenate([start, np.full(len(chains) - len(start), start.mean())])
+        solved = Reweighting.solve(np.concatenate(parts), couplings, [len(p) for p in parts], start=start)
+        counts = np.concatenate(counts)
+        values = statistic(counts)
+        rows = _varying(values)
+        n_composition = sum(r < statistic.n_composition for r in rows)
+        return cls(observation, solved, counts, values[:, rows], rows, n_composition, np.array(slow), chains[0].n_sites)
+
+    def moments(self, couplings: Any, xp: ModuleType = np) -> Moments:
+        """Reweighted mean, covariance and histogram at union couplings (q,)."""
+        raw = -(xp.asarray(self.reweighting.features) @ couplings) - self.reweighting.log_mixture
+        weights = xp.exp(raw - raw.max())
+        weights = weights / weights.sum()
+        mean = weights @ self.values
+        apart = self.values - mean
+        # Kish's number of records n: the sample covariance is short by 1/n and the mean is off by C/n
+        inflate = (1 + xp.sum(weights**2)) / (1 - xp.sum(weights**2))
+        cov = (apart * weights[:, None]).T @ apart * inflate
+        return Moments(mean, cov, weights @ self.counts / self.observation.n)
+
+    def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
+        """Moments at many couplings (m, q) at once, and their support (m,)."""
+        d = self.values.shape[1]
+        i, j = np.triu_indices(d)
+        table = np.column_stack([self.values, self.values[:, i] * self.values[:, j], self.counts / self.observation.n])
+        offset = self.values.mean(axis=0)  # second moments about a near point lose no digits
+        table[:, :d] -= offset
+        table[:, d : d + len(i)] = table[:, i] * table[:, j]
+        parts, support = [], []
+        for block in np.array_split(couplings, max(1, len(couplings) // 32)):
+            weights = np.exp(self.reweighting.log_weights(block))
+            parts.append(weights @ table)
+            support.append(1 / (weights**2).sum(axis=1))
+        total, ess = np.concatenate(parts), np.concatenate(support)
+        mean = total[:, :d]
+        cov = np.empty((len(total), d, d))
+        cov[:, i, j] = cov[:, j, i] = total[:, d : d + len(i)] - mean[:, i] * mean[:, j]
+        cov *= ((1 + 1 / ess) / np.maximum(1 - 1 / ess, 1e-9))[:, None, None]
+        return Moments(mean + offset, cov, total[:, d + len(i) :]), ess / self.reweighting.records.mean()
+
+    def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fisher information of the window's share of the crystal about the union couplings, Cov(F) n / sites."""
+        weights = np.exp(self.reweighting.log_weights(couplings))
+        apart = self.reweighting.features - weights @ self.reweighting.features
+        return (apart * weights[:, None]).T @ apart * self.observation.n / self.n_box
+
+
+def independent_records(features: NDArray[np.float64]) -> tuple[slice, float]:
+    """Which records of a chain to keep: after equilibration, thinned by the slowest feature's autocorrelation time."""
+    varying = features[:, features.std(axis=0) > 0]
+    if not varying.shape[1]:
+        return slice(0, None), 1.0
+    # directions of the features are alike; their principal one is the slowest in practice, so look at each
+    cut = max(equilibration(column) for column in varying.T)
+    time = max(autocorrelation_time(column[cut:]) for column in varying.T)
+    return slice(cut, None, max(1, round(time))), time
+
+
+def _varying(values: NDArray[np.float64]) -> tuple[int, ...]:
+    """Rows of the statistic that vary in this image and are not determined by those before them."""
+    apart = (values - values.mean(axis=0)) / len(values) ** 0.5
+    kept: list[int] = []
+    basis = np.zeros((len(values), 0))
+    for r in range(values.shape[1]):
+        rest = apart[:, r] - basis @ (basis.T @ apart[:, r])
+        if np.linalg.norm(rest) > 1e-6 * max(np.linalg.norm(apart[:, r]), 1e-12) and np.linalg.norm(rest) > 1e-12:
+            kept.append(r)
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+    return tuple(kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Emulator:
+    """The reweighted pool of all images.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Couplings of all candidate models, the union in which the pool lives.
+    images : dict of ImageEmulator by observation name
+    declared : Statistic
+    """
+
+    names: tuple[str, ...]
+    images: Mapping[str, ImageEmulator]
+    declared: Statistic
+
+    def vector(self, couplings: Mapping[str, Any], xp: ModuleType = np) -> Any:
+        """Union couplings from a mapping by name; those of other models are zero."""
+        return xp.stack([xp.asarray(couplings.get(n, 0.0), dtype=float) for n in self.names])
+
+    def embed(self, model: Hamiltonian) -> NDArray[np.float64]:
+        """Matrix (k, q) that turns a model's couplings into union couplings."""
+        return np.array([[float(n == u) for u in self.names] for n in model.names]).reshape(len(model.names), len(self.names))
+
+    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
+        """Moments of an image's statistic; jax arrays may be passed and differentiated through."""
+        import jax.numpy as jnp
+
+        return self.images[observation.name].moments(self.vector(couplings, jnp), jnp)
+
+    def statistic(self, observation: Observation) -> NDArray[np.float64]:
+        """The observed value of the statistic (its rows that vary in this image)."""
+        return self.declared(observation.counts)[list(self.images[observation.name].rows)]
+
+    def n_composition(self, observation: Observation) -> int:
+        return self.images[observation.name].n_composition
+
+    def support(self, couplings: Mapping[str, float] | NDArray[np.float64]) -> float:
+        """Effective records at the couplings in units of one chain, the worst image's."""
+        w = self.vector(couplings) if isinstance(couplings, Mapping) else np.asarray(couplings)
+        return float(min(image.reweighting.support(w) for image in self.images.values()))
+
+    def check_support(self, couplings: Mapping[str, float]) -> None:
+        """Refuse couplings at which the pool has nothing to say.
+
+        Raises
+        ------
+        CheckError
+            If the support is under 5 % of a chain.
+        """
+        support = self.support(couplings)
+        if support < SUPPORT_BAR:
+            raise CheckError(f"the pool has no support at {dict(couplings)}: {support:.3f} of a chain, expected at least {SUPPORT_BAR}; simulate there first")
+
+    @property
+    def gradient_norm(self) -> float:
+        """The worst image's gradient norm of the free energies."""
+        return max(image.reweighting.gradient_norm for image in self.images.values())
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothEmulator:
+    """Polynomials in one model's couplings through the pool's moments, over one posterior's region.
+
+    In whitened couplings z = inverse(scale) (w - centre) the mean, the Cholesky factor of the
+    covariance (logarithms on its diagonal) and the histogram of each image are polynomials of total
+    degree `degree`, fitted to supported points inside `radius`. Beyond the radius they keep their
+    value there, and `leash` pulls back, so a sampler that strays meets no cliff and no exploding
+    polynomial.
+    """
+
+    model: Hamiltonian
+    centre: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    radius: float
+    powers: NDArray[np.int64]
+    coefficients: Mapping[str, tuple[NDArray, NDArray, NDArray]]
+    n_compositions: Mapping[str, int]
+    observed: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def fit(
+        cls,
+        emulator: Emulator,
+        model: Hamiltonian,
+        centre: NDArray[np.float64],
+        cov: NDArray[np.float64],
+        rng: np.random.Generator,
+        *,
+        radius: float = 4.5,
+    ) -> SmoothEmulator:
+        """Fit over the ellipsoid of `radius` standard deviations around `centre`.
+
+        Raises
+        ------
+        CheckError
+            If fewer points than twice the coefficients are supported: chains are needed there.
+        """
+        k = len(centre)
+        degree = {1: 5, 2: 4}.get(k, 3 if k == 3 else 2)
+        powers = np.array([p for p in itertools.product(range(degree + 1), repeat=k) if sum(p) <= degree])
+        scale = np.linalg.cholesky(cov)
+        n_points = max(60, 8 * len(powers))
+        direction = rng.normal(size=(n_points, k))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        # uniform in the radius, not the volume: the middle, where the posterior is, gets its share
+        z = direction * radius * rng.uniform(size=(n_points, 1)) ** (1 / min(k, 2))
+        union = (centre + z @ scale.T) @ emulator.embed(model)
+        coefficients = {}
+        for name, image in emulator.images.items():
+            moments, support = image.batch(union)
+            good = support >= SUPPORT_BAR
+            if good.sum() < 2 * len(powers):
+                raise CheckError(f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}")
+            weight = np.sqrt(np.minimum(support[good], 10))[:, None]
+            basis = _monomials(z[good] / radius, powers) * weight
+            lower = np.linalg.cholesky(moments.cov[good])
+            i, j = np.tril_indices(lower.shape[1])
+            entries = np.where(i == j, np.log(np.maximum(lower[:, i, j], 1e-300)), lower[:, i, j])
+            targets = (moments.mean[good], entries, moments.histogram[good])
+            coefficients[name] = tuple(np.linalg.lstsq(basis, target * weight, rcond=None)[0] for target in targets)
+        observed = {n: emulator.statistic(image.observation) for n, image in emulator.images.items()}
+        compositions = {n: image.n_composition for n, image in emulator.images.items()}
+        return cls(model, centre, scale, radius, powers, coefficients, compositions, observed)
+
+    def whitened(self, couplings: Any, xp: ModuleType = np) -> Any:
+        """z of couplings (m, k)."""
+        return (couplings - self.centre) @ xp.asarray(np.linalg.inv(self.scale)).T
+
+    def factors(self, name: str, couplings: Any, xp: ModuleType = np) -> Factors:
+        """Mean, Cholesky factor and histogram of an image at many couplings (m, k)."""
+        mean, entries, histogram = self.coefficients[name]
+        z = self.whitened(couplings, xp) / self.radius
+        length = xp.sqrt(xp.sum(z**2, axis=1, keepdims=True) + 1e-30)
+        basis = _monomials(z * xp.minimum(1.0, 1.0 / length), self.powers, xp)
+        d = mean.shape[1]
+        i, j = np.tril_indices(d)
+        flat = basis @ entries
+        flat = xp.where(i == j, xp.exp(xp.where(i == j, flat, 0.0)), flat)
+        place = np.zeros((len(i), d * d))
+        place[np.arange(len(i)), i * d + j] = 1.0
+        p = xp.maximum(basis @ histogram, 1e-12)
+        return Factors(basis @ mean, (flat @ place).reshape(-1, d, d), p / p.sum(axis=1, keepdims=True))
+
+    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
+        """Moments of an image's statistic at the model's couplings; differentiable by jax."""
+        import jax.numpy as jnp
+
+        w = jnp.stack([jnp.asarray(couplings[n], dtype=float) for n in self.model.names])[None]
+        mean, lower, histogram = (part[0] for part in self.factors(observation.name, w, jnp))
+        return Moments(mean, lower @ lower.T, histogram)
+
+    def leash(self, couplings: Any, xp: ModuleType = np) -> Any:
+        """Log factor (m,) that continues the likelihood as a Gaussian beyond the radius, 0 inside."""
+        z2 = xp.sum(self.whitened(couplings, xp) ** 2, axis=1)
+        return -0.5 * xp.maximum(0.0, z2 - self.radius**2)
+
+    def statistic(self, observation: Observation) -> NDArray[np.float64]:
+        return self.observed[observation.name]
+
+    def n_composition(self, observation: Observation) -> int:
+        return self.n_compositions[observation.name]
+
+
+def _monomials(z: Any, powers: NDArray[np.int64], xp: ModuleType = np) -> Any:
+    """All products of powers, shape (m, n_powers)."""
+    columns = [xp.ones_like(z)]
+    for _ in range(int(powers.max(initial=0))):
+        columns.append(columns[-1] * z)
+    table = xp.stack(columns)  # (degree + 1, m, k)
+    return xp.prod(xp.stack([table[powers[:, a], :, a] for a in range(powers.shape[1])]), axis=0).T

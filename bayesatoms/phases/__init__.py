@@ -1,0 +1,1 @@
+"""Phases: what a configuration looks like (observables), and over composition and temperature (diagram)."""

@@ -1,0 +1,261 @@
+"""What tells an ordered, a separated and a disordered alloy apart, on plain arrays of labels.
+
+Use :func:`warren_cowley` for short-range order (local, smooth through a transition), and
+:func:`order_parameter` for long-range order (one number for any lattice and any ordering, nothing to
+declare in advance). Every function takes snapshots, shape (n, n_sites), in the order of the site
+numbers of a `Supercell`, and gives one value a snapshot.
+
+Normalisation. delta_i = 1 - c where the site carries the chosen species and -c elsewhere; per basis
+site b, sigma_b(k) = sum over cells R of delta_{R,b} exp(-i k R), and
+S(k) = sum_b |sigma_b(k)|^2 / (N c (1 - c)). By Parseval S sums to the number of cells over all k, so S
+is 1 everywhere in a random alloy of one site a cell. Only the uniform mode is removed (delta has mean
+zero), not k = 0 as such: with several sites a cell, k = 0 carries the order within the cell, such as
+the chessboard of a honeycomb.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammainccinv
+
+from ..errors import InputError
+from ..lattice import Supercell
+
+ORDERED_FLOORS = 5.0  # see ordered_threshold
+PHASES = ("disordered", "ordered", "separated")
+
+
+class Order(NamedTuple):
+    """Long-range order of each snapshot.
+
+    share : the largest share of the spectral weight held by one pair +-k, in [0, 1].
+    separated : whether that k is a composition wave longer than half the box (separation) rather than an ordering.
+    peak : index of that k along each reciprocal axis (k = peak / shape in reciprocal lattice vectors), shape (n, d).
+    """
+
+    share: NDArray[np.float64]
+    separated: NDArray[np.bool_]
+    peak: NDArray[np.int64]
+
+
+def warren_cowley(labels: ArrayLike, supercell: Supercell, *, shell: int = 1, pair: tuple[int, int] = (0, 1)) -> NDArray[np.float64]:
+    """Warren-Cowley parameter of one shell and one pair of species (J. M. Cowley, Phys. Rev. 77, 669, 1950).
+
+    alpha_ij = 1 - p_ij / c_j, where p_ij is the probability that a neighbour of an atom i in the shell is
+    a j. Over B bonds of which n_ij join an i and a j, whichever end is which, that is
+    1 - n_ij / (2 B c_i c_j), and n_ii counts twice for i = j. 0 is random, negative means that unlike
+    neighbours are preferred; a random alloy of fixed composition has -1 / (N - 1), not 0, since an atom
+    is not its own neighbour.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n, n_sites) or (n_sites,)
+    supercell : Supercell
+    shell : int
+        1 is nearest neighbours.
+    pair : (int, int)
+        Species numbers i, j.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        nan where one of the two species is absent.
+
+    Raises
+    ------
+    InputError
+        If the labels do not fit the supercell or it holds no bond of the shell.
+
+    Examples
+    --------
+    >>> from bayesatoms.lattice import Lattice
+    >>> chessboard = np.indices((4, 4)).sum(0).reshape(1, 16) % 2
+    >>> block = Lattice.square().supercell((4, 4))
+    >>> warren_cowley(chessboard, block).tolist(), warren_cowley(chessboard, block, shell=2).tolist()
+    ([-1.0], [1.0])
+    """
+    labels, (i, j) = _snapshots(labels, supercell), pair
+    bonds = _bonds(supercell, shell)
+    first, second = labels[:, bonds[:, 0]], labels[:, bonds[:, 1]]
+    joined = ((first == i) & (second == j)).mean(axis=1) + ((first == j) & (second == i)).mean(axis=1)
+    expected = 2.0 * (labels == i).mean(axis=1) * (labels == j).mean(axis=1)
+    return np.where(expected > 0, 1 - joined / np.where(expected > 0, expected, 1.0), np.nan)
+
+
+def structure_factor(labels: ArrayLike, supercell: Supercell, *, species: int = 1) -> NDArray[np.float64]:
+    """S(k) of one species on the wave vectors of the supercell, normalised as in the module's docstring.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n, n_sites) or (n_sites,)
+    supercell : Supercell
+        An open axis is transformed as if it repeated.
+    species : int
+
+    Returns
+    -------
+    ndarray, shape (n, n_1, ..., n_d)
+        Entry (m_1, ..., m_d) is k = sum_a m_a / n_a times the a-th reciprocal lattice vector; 0 where
+        the composition leaves nothing to scatter.
+
+    Raises
+    ------
+    InputError
+        If the labels do not fit the supercell.
+
+    Examples
+    --------
+    >>> from bayesatoms.lattice import Lattice
+    >>> chessboard = np.indices((4, 4)).sum(0).reshape(1, 16) % 2
+    >>> s = structure_factor(chessboard, Lattice.square().supercell((4, 4)))
+    >>> float(s[0, 2, 2]), float(s.sum())
+    (16.0, 16.0)
+    """
+    here = (_snapshots(labels, supercell) == species).astype(float)
+    share = here.mean(axis=1)
+    waves = np.fft.fftn((here - share[:, None]).reshape(len(here), *supercell.shape, -1), axes=range(1, 1 + len(supercell.shape)))
+    scatter = supercell.n_sites * share * (1 - share)
+    weight = (waves.real**2 + waves.imag**2).sum(axis=-1)
+    return weight / np.where(scatter > 0, scatter, 1.0).reshape(-1, *[1] * len(supercell.shape))
+
+
+def order_parameter(labels: ArrayLike, supercell: Supercell, *, species: int = 1) -> Order:
+    """The largest share of the spectral weight that one pair of wave vectors +-k holds, and where it is.
+
+    1 for a structure that is a single composition wave at every site (chessboard, sqrt3 x sqrt3 at one
+    third), 8 / pi^2 = 0.81 for two wide stripes, 2x / (1 - x) for the sqrt3 x sqrt3 order of all the
+    atoms that a composition x < 1/3 has, and :func:`disordered_floor` for a random alloy.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n, n_sites) or (n_sites,)
+    supercell : Supercell
+    species : int
+
+    Returns
+    -------
+    Order
+
+    Raises
+    ------
+    InputError
+        If the labels do not fit the supercell.
+
+    Examples
+    --------
+    >>> from bayesatoms.lattice import Lattice
+    >>> block = Lattice.triangular().supercell((6, 6))
+    >>> root3 = (np.indices((6, 6)).sum(0).reshape(1, 36) % 3 == 0).astype(int)
+    >>> order = order_parameter(root3, block)
+    >>> order.share.round(12).tolist(), order.separated.tolist(), order.peak.tolist()
+    ([1.0], [False], [[2, 2]])
+    """
+    pairs, long, _ = _wave_vectors(supercell)
+    shares = (structure_factor(labels, supercell, species=species) * pairs).reshape(-1, supercell.n_cells) / supercell.n_cells
+    # a half of each pair would do; rounding decides between +k and -k, so the first of near equals is taken
+    best = np.argmax(shares.round(12), axis=1)
+    peak = np.column_stack(np.unravel_index(best, supercell.shape))
+    return Order(shares[np.arange(len(best)), best], long.reshape(-1)[best], peak)
+
+
+def disordered_floor(supercell: Supercell) -> float:
+    """What :func:`order_parameter` gives in a random alloy of this box: the typical largest of many small shares.
+
+    The shares of the M = n_cells / 2 pairs are Gamma(b) variables of mean 1 / M for b sites a cell; the
+    largest of them is near the value that one of M exceeds: 2 ln(N / 2) / N for b = 1.
+
+    Examples
+    --------
+    >>> from bayesatoms.lattice import Lattice
+    >>> round(disordered_floor(Lattice.triangular().supercell((24, 24))), 4)
+    0.0197
+    """
+    pairs, b = supercell.n_cells / 2, len(supercell.lattice.basis)
+    return float(gammainccinv(b, 1 / pairs) / (b * pairs))
+
+
+def ordered_threshold(supercell: Supercell) -> float:
+    """The order parameter above which a box counts as ordered or separated: five floors.
+
+    Among random alloys one in M^4 exceeds five floors (M pairs of wave vectors): never. And since a peak
+    that is only short-ranged holds S(k) / M, it would take S(k) > 5 ln M, a correlated patch of tens of
+    sites, which in a box of a few hundred sites is order across the box. It falls as ln(N) / N, so an
+    order that fills only part of the box is still found: at x = 0.1 a fully separated 24 x 24 box reaches
+    0.15 and the sqrt3 x sqrt3 order 0.22, against a threshold of 0.098.
+
+    Examples
+    --------
+    >>> from bayesatoms.lattice import Lattice
+    >>> round(ordered_threshold(Lattice.triangular().supercell((24, 24))), 3)
+    0.098
+    """
+    return ORDERED_FLOORS * disordered_floor(supercell)
+
+
+def phase(share: ArrayLike, separated: ArrayLike, threshold: float) -> NDArray[np.int64]:
+    """Which of `PHASES` it is: 0 disordered, 1 ordered, 2 separated.
+
+    Parameters
+    ----------
+    share : array_like
+        Order parameter.
+    separated : array_like
+        Whether its peak is at long wavelength, or the share of snapshots in which it is.
+    threshold : float
+        From :func:`ordered_threshold`.
+
+    Examples
+    --------
+    >>> [PHASES[p] for p in phase([0.02, 0.9, 0.7], [1.0, 0.0, 1.0], 0.1)]
+    ['disordered', 'ordered', 'separated']
+    """
+    return np.where(np.asarray(share) <= threshold, 0, np.where(np.asarray(separated) < 0.5, 1, 2))
+
+
+def bond_count(supercell: Supercell, shell: int = 1) -> int:
+    """How many bonds of a shell the supercell holds."""
+    return len(_bonds(supercell, shell))
+
+
+@lru_cache(maxsize=16)
+def _bonds(supercell: Supercell, shell: int) -> NDArray[np.int64]:
+    rows = np.concatenate([supercell.gather(bond) for bond in supercell.lattice.bonds(shell)])
+    rows = rows[(rows >= 0).all(axis=1)]
+    if not len(rows):
+        raise InputError(f"supercell {supercell.shape} holds no bond of shell {shell}; use a larger one")
+    return rows
+
+
+@lru_cache(maxsize=16)
+def _wave_vectors(supercell: Supercell) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Per wave vector: how many make up its pair (2, or 1 where k = -k), whether it is long, and |k| in 1/nm.
+
+    Long means a wavelength over half the longest of the box, |k| < 2 |k|_min: a droplet's weight is
+    spread over the first stars of wave vectors, not on the very smallest only, and no ordering that
+    short-ranged couplings make has so long a period.
+    """
+    index = np.indices(supercell.shape).reshape(len(supercell.shape), -1).T
+    fraction = index / np.array(supercell.shape)
+    reciprocal = 2 * np.pi * np.linalg.inv(supercell.lattice.cell).T
+    # the shortest of the equivalent vectors: those in the neighbouring reciprocal cells suffice for a reduced cell
+    shifts = np.array(list(itertools.product((-2, -1, 0, 1), repeat=len(supercell.shape))))
+    length = np.linalg.norm((fraction[:, None] + shifts) @ reciprocal, axis=-1).min(axis=1)
+    alone = ((2 * index) % np.array(supercell.shape) == 0).all(axis=1)
+    smallest = length[length > 0].min(initial=np.inf)
+    long = (length > 0) & (length < 2 * smallest * (1 - 1e-9))
+    return np.where(alone, 1.0, 2.0).reshape(supercell.shape), long.reshape(supercell.shape), length.reshape(supercell.shape)
+
+
+def _snapshots(labels: ArrayLike, supercell: Supercell) -> NDArray[np.integer]:
+    labels = np.atleast_2d(np.asarray(labels))
+    if labels.ndim != 2 or labels.shape[1] != supercell.n_sites or labels.dtype.kind not in "iub":
+        raise InputError(
+            f"labels of type {labels.dtype} and shape {labels.shape} given; expected integers of shape (snapshots, {supercell.n_sites}) "
+            f"for a supercell of {supercell.shape} cells"
+        )
+    return labels
