@@ -46,6 +46,8 @@ class Orbit:
         rows = rows[(rows >= 0).all(axis=1)]
         if self.layer is not None:
             depth = supercell.shape[-1]
+            if supercell.lattice.periodic[-1] or not -depth <= self.layer < depth:
+                raise InputError(f"layer {self.layer} does not exist; expected {-depth} to {depth - 1}, in a film whose last axis is open")
             rows = rows[(supercell.sites[rows][..., -2] == self.layer % depth).all(axis=1)]
         return rows
 

@@ -1,21 +1,22 @@
-"""Indexing: give measured atom positions of a distorted image their place in the lattice.
+"""Indexing: give the measured positions of a distorted image their places in the lattice.
 
-The lattice is known; its rotation, scale, shear and slow distortion in the image are not. Two steps:
+The lattice is known; how it lies in the image (rotation, scale, shear, slow drift) is not. Two steps:
 
-1. *One mean lattice.* The power spectrum of short difference vectors is maximised over all linear
-   maps of the ideal lattice. It is the mean lattice that is found: a 2 x 1 dimerisation such as 1T'
-   splits bonds in real space, but leaves the fundamental reflections where they are.
-2. *Growth.* From a well-fitting seed the indexed region grows, each position being located by the
-   affine map fitted to the indexed positions around it, best fits first. Only local order is asked
-   for, so drift may add up to many spacings across the image. No distance decides who is a neighbour.
+1. *One mean lattice.* The power of short difference vectors at the reflections of the ideal lattice
+   is maximised over its linear maps. This finds the fundamental lattice: a superlattice such as the
+   chains of 1T' splits the bonds in real space, but leaves the fundamental reflections in place.
+2. *Growth.* From a seed the indexed region grows, each position being located by the affine map
+   fitted to the indexed positions around it, good fits first. Only local order is needed, so drift
+   may add up to many spacings across the image. No cut-off in distance decides who is a neighbour.
 
-What holds no lattice (random or amorphous positions, one line, too few) is refused.
+Positions that hold no lattice (random, amorphous, on a line, too few) are refused.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,240 +28,303 @@ from .lattice import Lattice
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Truths = NDArray[np.bool_]
 
-_FEWEST = 12  # positions; an affine map alone can place three anywhere
-_NEAR = 20  # neighbours kept for the local fits ...
-_REACH = 2.4  # ... and how far they may be, in spacings
-_CAPTURE = 0.45  # spacings; half a spacing is where the next site begins
-_SURE = 0.3  # spacings; fits worse than this wait until nothing better is left
-_RIDGE = 1.0  # pull of a local fit to the mean lattice, in (positions x spacing^2): keeps one-sided neighbourhoods solvable
+# Lengths below are in spacings of the mean lattice.
+_FEWEST = 12  # positions
+_NEAR, _REACH = 20, 2.4  # a local fit uses at most so many neighbours, no farther than this
+_RIDGE = 1.0  # pull of a local fit towards the mean lattice, so that neighbours on one side only still make a fit
+_SURE, _CAPTURE = 0.3, 0.45  # a position joins within the first; within the second once nothing surer is left; half way begins the next site
+_BOND = 1.3  # pairs nearer than this must agree with their indices ...
+_SLIP = 0.6  # ... to this
 
 
 @dataclass(frozen=True, eq=False)
 class Indexing:
+    """Lattice indices of measured positions.
+
+    Attributes
+    ----------
+    sites : ndarray of int, shape (n, 3)
+        Site references (cell n1, n2 and basis index), the smallest n1 and n2 being 0; all -1 where not `kept`.
+    kept : ndarray of bool, shape (n,)
+        False for a position without index: off the lattice, a duplicate, an island, a row that slipped.
+    residual : ndarray, shape (n,)
+        Distance to the nearest site that the indexed neighbours (never the position itself) predict, in spacings;
+        nan where fewer than three neighbours are indexed.
+    spacing : float
+        Median distance between positions on nearest-neighbour sites, in the unit of the input.
+    vectors : ndarray, shape (2, 2)
+        Mean lattice vectors as rows, in the unit of the input.
+    goodness : float
+        Fraction of kept positions.
+    """
+
     sites: Integers
-    kept: NDArray[np.bool_]
+    kept: Truths
     residual: Floats
     spacing: float
     vectors: Floats
     goodness: float
 
 
-@dataclass(frozen=True)
+def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: ArrayLike | None = None) -> Indexing:
+    """Give 2-D positions their lattice indices, through drift, shear, holes and missing atoms.
+
+    Parameters
+    ----------
+    positions : array_like, shape (n, 2)
+        In any unit, in either sense of the y axis.
+    lattice : Lattice
+        Its shape guides the search; its scale does not matter.
+    sublattice_hint : array_like of int, shape (n,), optional
+        Basis index of a position where known, else -1.
+
+    Returns
+    -------
+    Indexing
+        Unique up to a lattice translation and a symmetry of the lattice.
+
+    Raises
+    ------
+    InputError
+        If the input is malformed or its positions hold no such lattice.
+
+    Examples
+    --------
+    >>> metal = Lattice.triangular()
+    >>> truth = metal.supercell((6, 6)).sites
+    >>> found = index_positions(metal.positions(truth) @ [[20, 9], [-8, 18]] + 300, metal)
+    >>> found.goodness, found.vectors.round(6).tolist()
+    (1.0, [[20.0, 9.0], [-17.99..., 11.58...]])
+    """
+    points, hint = _checked(positions, lattice, sublattice_hint)
+    ideal = _Ideal(lattice)
+    scale = np.sqrt(_area_per_site(points) / ideal.area_per_site)
+    x = (points - points.mean(axis=0)) / scale
+    best = None
+    for mean, power in _mean_lattices(x, ideal):
+        g = _Growth(x, ideal, mean, hint)
+        g.run()
+        st = g.statistics()
+        if best is None or st[0] * st[1] > best[0][0] * best[0][1]:
+            best = (st, power, g)
+        if st[0] * st[1] > 0.8:
+            break
+    return best
+
+
+def _checked(positions, lattice, hint):
+    points = np.asarray(positions, dtype=float)
+    return points, (np.full(len(points), -1) if hint is None else np.asarray(hint))
+
+
 class _Ideal:
     """The lattice in units of its nearest-neighbour distance."""
 
-    cell: Floats
-    basis: Floats
-    shell: tuple[Floats, ...]
+    def __init__(self, lattice: Lattice) -> None:
+        self.lattice = lattice
+        self.cell = lattice.cell / lattice.shell_distances(1)[0]
+        self.basis = lattice.basis @ self.cell
+        self.area_per_site = abs(np.linalg.det(self.cell)) / len(self.basis)
 
-    @classmethod
-    def of(cls, lattice):
-        cell = lattice.cell / lattice.shell_distances(1)[0]
-        basis = lattice.basis @ cell
-        shells = []
-        for b in range(len(basis)):
-            s = lattice.shell(1, b)
-            shells.append(s[:, :2] @ cell + basis[s[:, 2]] - basis[b])
-        return cls(cell, basis, tuple(shells))
-
-    def q(self, sites):
+    def places(self, sites: Integers) -> Floats:
         return sites[..., :2] @ self.cell + self.basis[sites[..., 2]]
 
-    def nearest(self, q, maps, hint):
+    def shell(self, b: int) -> tuple[Integers, Floats]:
+        sites = self.lattice.shell(1, b)
+        return sites, self.places(sites) - self.basis[b]
+
+    @cached_property
+    def turns(self) -> list[Floats]:
+        """Symmetries of the cell as maps of the plane; the basis may have fewer."""
         inverse = np.linalg.inv(self.cell)
-        corners = np.array(list(itertools.product((0, 1), repeat=2)))
-        options = []
-        for b, shift in enumerate(self.basis):
-            cells = np.floor((q - shift) @ inverse)[:, None] + corners
-            options.append(np.concatenate([cells, np.full((len(q), 4, 1), b)], axis=-1))
-        options = np.concatenate(options, axis=1).astype(np.int64)
-        d = np.linalg.norm((self.q(options) - q[:, None]) @ maps, axis=-1)
-        d[(hint[:, None] >= 0) & (options[..., 2] != hint[:, None])] = np.inf
-        best = d.argmin(axis=1)
-        row = np.arange(len(q))
-        return options[row, best], d[row, best]
+        return [inverse @ op.matrix @ self.cell for op in Lattice(self.cell).operations]
+
+    @cached_property
+    def reflections(self) -> tuple[Floats, Floats]:
+        """Reciprocal vectors up to the first strong ones that span the plane, one of each +-k, and their strengths."""
+        h = np.array([v for v in itertools.product(range(-3, 4), repeat=2) if v > (0, 0)])
+        k = h @ (2 * np.pi * np.linalg.inv(self.cell).T)
+        strength = np.abs(np.exp(1j * k @ self.basis.T).mean(axis=1)) ** 2
+        length = np.linalg.norm(k, axis=1)
+        reach = next(r for r in np.sort(length) * 1.001 if np.linalg.matrix_rank(k[(strength > 0.5) & (length < r)], tol=1e-6) == 2)
+        used = (strength > 0.05) & (length < reach)
+        return k[used], strength[used] / strength[used].sum()
+
+    def nearest(self, q: Floats, maps: Floats, hint: Integers) -> tuple[Integers, Floats]:
+        """The site nearest to each ideal place, and how far it is in the image."""
+        corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
+        cells = np.floor((q[:, None] - self.basis) @ np.linalg.inv(self.cell)).astype(np.int64)[:, :, None] + corners
+        basis = np.broadcast_to(np.arange(len(self.basis))[:, None, None], (*cells.shape[:3], 1))
+        options = np.concatenate([cells, basis], axis=-1).reshape(len(q), -1, 3)
+        apart = np.linalg.norm((self.places(options) - q[:, None]) @ maps, axis=-1)
+        apart[(hint[:, None] >= 0) & (options[..., 2] != hint[:, None])] = np.inf
+        best = (np.arange(len(q)), apart.argmin(axis=1))
+        return options[best], apart[best]
 
 
-def _area(x):
-    t = x[Delaunay(x, qhull_options="QJ").simplices]
-    u, v = t[:, 1] - t[:, 0], t[:, 2] - t[:, 0]
-    area = 0.5 * np.abs(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])
-    r = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1) * np.linalg.norm(u - v, axis=1) / (4 * np.maximum(area, 1e-12 * area.max()))
-    return area[r <= 1.6 * np.median(r)].mean()
+# ------------------------------------------------------------------ the mean lattice
 
 
-def _reflections(ideal):
-    h = np.array([v for v in itertools.product(range(-3, 4), repeat=2) if v > (0, 0)])
-    k = h @ (2 * np.pi * np.linalg.inv(ideal.cell).T)
-    strength = np.abs(np.exp(1j * k @ ideal.basis.T).mean(axis=1)) ** 2
-    order = np.argsort(np.linalg.norm(k, axis=1).round(6), kind="stable")
-    k, strength = k[order], strength[order]
-    length = np.linalg.norm(k, axis=1)
-    strong = strength > 0.5
-    for r in length:
-        inside = strong & (length < r * 1.001)
-        if np.linalg.matrix_rank(k[inside], tol=1e-6) == 2:
-            break
-    use = (length < r * 1.2) & (strength > 0.05)
-    return k[use], strength[use]
+def _area_per_site(x: Floats) -> float:
+    corners = x[Delaunay(x).simplices]
+    sides = corners - np.roll(corners, 1, axis=1)
+    area = np.abs(sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0]) / 2
+    radius = np.prod(np.linalg.norm(sides, axis=2), axis=1) / np.maximum(4 * area, 1e-12 * area.max())
+    return 2 * float(area[radius < 1.6 * np.median(radius)].mean())
 
 
-def _differences(x, reach, most):
-    pairs = cKDTree(x).query_pairs(reach, output_type="ndarray")
-    pairs = pairs[:: max(1, len(pairs) // most)]
-    return x[pairs[:, 1]] - x[pairs[:, 0]]
-
-
-def _power(maps, k, strength, d, width):
-    w = np.exp(-0.5 * (d**2).sum(1) / width**2)
-    w /= w.sum()
-    phase = (k @ maps) @ d.T  # (..., h, P)
-    return (np.cos(phase) @ w) @ (strength / strength.sum())
-
-
-def _penalty(n):
-    a, b = n[..., 0, 0] + n[..., 1, 1], n[..., 1, 0] - n[..., 0, 1]
-    p, q = n[..., 0, 0] - n[..., 1, 1], n[..., 1, 0] + n[..., 0, 1]
-    return 10 * (p**2 + q**2) / (a**2 + b**2)
-
-
-def _mean_lattices(x, ideal, order=6, how_many=3):
-    k, strength = _reflections(ideal)
-    d = _differences(x, 3.0, 5000)
-    angles = np.arange(0, np.pi, np.radians(4))
+def _starts(ideal):
+    proper = sum(np.linalg.det(t) > 0 for t in ideal.turns)
+    angles = np.arange(0, 2 * np.pi / proper, np.radians(4))
     scales = np.linspace(0.84, 1.16, 7)
-    shears = [(0, 0)] + [(0.08 * np.cos(t), 0.08 * np.sin(t)) for t in np.arange(0, 2 * np.pi, np.pi / 3)]
-    starts = np.array([
-        np.array([[c, s], [-s, c]]) @ np.array([[1 + p, q], [q, 1 - p]]) * z
-        for c, s in zip(np.cos(angles), np.sin(angles)) for z in scales for p, q in shears
-    ])
-    score = _power(starts, k, strength, d, 1.0) - _penalty(starts)
+    shears = [(0, 0), *((0.08 * np.cos(t), 0.08 * np.sin(t)) for t in np.arange(6) * np.pi / 3)]
+    hands = (1,) if proper < len(ideal.turns) else (1, -1)
+    return np.array(
+        [
+            s * np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]]) @ np.array([[1 + p, q], [q, 1 - p]]) @ np.diag([1, h])
+            for t, s, (p, q), h in itertools.product(angles, scales, shears, hands)
+        ]
+    )
+
+
+def _strain(m):
+    # m^T m of a similarity is s^2 I
+    g = np.swapaxes(m, -1, -2) @ m
+    t = (g[..., 0, 0] + g[..., 1, 1]) / 2
+    aniso = (((g[..., 0, 0] - g[..., 1, 1]) / 2) ** 2 + g[..., 0, 1] ** 2) / t**2
+    return aniso / 4 + (np.log(t) / 2) ** 2
+
+
+def _loss(m, ideal, d, w):
+    k, strength = ideal.reflections
+    return 10 * _strain(m) - (np.cos((k @ m) @ d.T) @ w) @ strength
+
+
+def _mean_lattices(x, ideal, how_many=3):
+    pairs = cKDTree(x).query_pairs(3.0, output_type="ndarray")
+    pairs = pairs[:: max(1, len(pairs) // 4000)]
+    d = x[pairs[:, 1]] - x[pairs[:, 0]]
+    ws = []
+    for width in (1.0, 1.8):
+        w = np.exp(-0.5 * (d**2).sum(1) / width**2)
+        ws.append(w / w.sum())
+    starts = _starts(ideal)
+    loss = _loss(starts, ideal, d, ws[0])
     out = []
-    for i in np.argsort(-score, kind="stable")[:60]:
-        if any(np.abs(starts[i] - o).max() < 0.15 for o, *_ in out):
+    used = []
+    for i in np.argsort(loss, kind="stable"):
+        m = starts[i]
+        if any(np.abs(m - o).max() < 0.2 for o in used):
             continue
-        n = starts[i]
-        for width in (1.0, 1.8):
-            def f(v):
-                m = v.reshape(2, 2)
-                return -(_power(m, k, strength, d, width) - _penalty(m))
-            n = minimize(f, n.ravel(), method="BFGS").x.reshape(2, 2)
-        if any(np.abs(n - o).max() < 0.05 for _, o, _ in out):
-            continue
-        out.append((starts[i], n, -f(n.ravel())))
-    out.sort(key=lambda t: -t[2])
-    return [(np.linalg.inv(n).T, s) for _, n, s in out[:how_many]]
+        used.append(m)
+        for w in ws:
+            m = minimize(lambda v: _loss(v.reshape(2, 2), ideal, d, w), m.ravel(), method="BFGS", options={"gtol": 1e-3}).x.reshape(2, 2)
+        power = 10 * _strain(m) - _loss(m, ideal, d, ws[1])
+        if not any(abs(power - p) < 1e-3 for _, p in out):
+            out.append((np.linalg.inv(m).T, power))
+        if len(used) == 2 * how_many or len(out) == how_many:
+            break
+    return sorted(out, key=lambda t: -t[1])
 
 
-class _Grower:
+class _Growth:
     def __init__(self, x, ideal, mean, hint):
-        self.x, self.ideal, self.mean, self.hint = x, ideal, mean, hint
-        n = len(x)
-        dist, near = cKDTree(x).query(x, min(_NEAR + 1, n))
-        self.near, self.close = near[:, 1:], dist[:, 1:] < _REACH
-        self.sites = np.zeros((n, 3), dtype=np.int64)
-        self.kept = np.zeros(n, dtype=bool)
+        self.ideal, self.hint = ideal, hint
+        unit = np.sqrt(abs(np.linalg.det(mean)))
+        self.x, self.mean = x / unit, mean / unit
+        self.tree = cKDTree(self.x)
+        dist, near = self.tree.query(self.x, min(_NEAR + 1, len(x)))
+        self.near, self.dist = near[:, 1:], dist[:, 1:]
+        self.close = self.dist < _REACH
+        self.sites = np.full((len(x), 3), -1)
+        self.kept = np.zeros(len(x), dtype=bool)
 
-    def locate(self, points):
+    def fit(self, points):
         near = self.near[points]
         known = self.close[points] & self.kept[near]
-        w = known.astype(float)
-        q = self.ideal.q(self.sites)
+        q = self.ideal.places(self.sites)
         anchor = q[near[np.arange(len(points)), known.argmax(axis=1)]]
-        dq = q[near] - anchor[:, None]
-        dx = self.x[near] - self.x[points][:, None]
-        A = np.concatenate([np.ones((*dq.shape[:2], 1)), dq], axis=-1)
-        AtA = np.einsum("mk,mki,mkj->mij", w, A, A, optimize=True)
-        Atb = np.einsum("mk,mki,mkj->mij", w, A, dx, optimize=True)
-        AtA += np.diag([1e-9, _RIDGE, _RIDGE])
-        Atb[:, 1:] += _RIDGE * self.mean
-        c = np.linalg.solve(AtA, Atb)
-        det = np.linalg.det(c[:, 1:])
-        ok = (known.sum(1) >= 3) & (det / np.linalg.det(self.mean) > 0.3)
-        m = np.where(ok[:, None, None], c[:, 1:], self.mean)
-        here = anchor - (c[:, :1] @ np.linalg.inv(m))[:, 0]
-        here = np.where(ok[:, None], here, 0)
-        sites, misfit = self.ideal.nearest(here, m, self.hint[points])
+        design = np.concatenate([np.ones((*near.shape, 1)), q[near] - anchor[:, None]], axis=-1)
+        w = design * (known * WEIGHT(self.dist[points]))[..., None]
+        normal = np.swapaxes(w, 1, 2) @ design + np.diag([1e-9, _RIDGE, _RIDGE])
+        moment = np.swapaxes(w, 1, 2) @ (self.x[near] - self.x[points][:, None])
+        prior = self.mean if not LOCAL else ((self.maps[near] * known[..., None, None]).sum(1) / np.maximum(1, known.sum(1))[:, None, None])
+        moment[:, 1:] += _RIDGE * prior
+        c = np.linalg.solve(normal, moment)
+        maps = c[:, 1:]
+        ok = (known.sum(1) >= 3) & (np.linalg.det(maps) / np.linalg.det(self.mean) > 0.3)
+        maps = np.where(ok[:, None, None], maps, self.mean)
+        q = anchor - (c[:, :1] @ np.linalg.inv(maps))[:, 0]
+        return np.where(ok[:, None], q, 0), maps, ok
+
+    def locate(self, points):
+        q, maps, ok = self.fit(points)
+        self.maps[points] = maps
+        sites, misfit = self.ideal.nearest(q, maps, self.hint[points])
         return sites, np.where(ok, misfit, np.inf)
-
-    def seed(self, allowed):
-        tree = cKDTree(self.x)
-        best = (np.inf,)
-        for b, shell in enumerate(self.ideal.shell):
-            d, j = tree.query(self.x[:, None] + shell @ self.mean)
-            m = np.where(d < _CAPTURE, d**2, 1).mean(1)
-            m[~allowed | ((self.hint >= 0) & (self.hint != b))] = np.inf
-            i = m.argmin()
-            if m[i] < best[0]:
-                best = (m[i], i, b, j[i], d[i])
-        return best
-
-    def grow(self, lattice, seed):
-        _, i, b, j, d = seed
-        self.kept[:] = False
-        self.kept[i] = True
-        self.sites[i] = (0, 0, b)
-        good = d < _CAPTURE
-        s = lattice.shell(1, b)[good]
-        self.sites[j[good]] = s
-        self.kept[j[good]] = True
-        limit = _SURE
-        rounds = 0
-        while True:
-            rounds += 1
-            front = np.flatnonzero(~self.kept & ((self.kept[self.near] & self.close).sum(1) >= 3))
-            if len(front) == 0:
-                break
-            sites, misfit = self.locate(front)
-            added = self.accept(front, sites, misfit, limit)
-            if not added:
-                if limit == _CAPTURE:
-                    break
-                limit = _CAPTURE
-            else:
-                limit = _SURE
-        return rounds
 
     def accept(self, points, sites, misfit, limit):
         taken = self.sites[self.kept]
         first = np.argsort(misfit, kind="stable")
         first = first[misfit[first] <= limit]
-        every = np.concatenate([taken, sites[first]])
-        _, where = np.unique(every, axis=0, return_index=True)
+        _, where = np.unique(np.concatenate([taken, sites[first]]), axis=0, return_index=True)
         new = first[where[where >= len(taken)] - len(taken)]
         self.sites[points[new]] = sites[new]
         self.kept[points[new]] = True
         return len(new)
 
-    def relax(self):
+    def seed(self):
+        best = (np.inf,)
+        turns = self.ideal.turns if len(self.ideal.basis) > 1 else [np.eye(2)]
+        for turn, b in itertools.product(turns, range(len(self.ideal.basis))):
+            sites, steps = self.ideal.shell(b)
+            d, j = self.tree.query(self.x[:, None] + steps @ turn @ self.mean)
+            m = np.where(d < _CAPTURE, d**2, 1).mean(1)
+            m[(self.hint >= 0) & (self.hint != b)] = np.inf
+            i = m.argmin()
+            if m[i] < best[0] - 1e-9:
+                good = d[i] < _CAPTURE
+                best = (m[i], turn, np.concatenate([[i], j[i][good]]), np.concatenate([[(0, 0, b)], sites[good]]))
+        return best
+
+    def run(self):
+        _, turn, points, sites = self.seed()
+        self.mean = turn @ self.mean
+        self.sites[points] = sites
+        self.kept[points] = True
+        self.maps = np.broadcast_to(self.mean, (len(self.x), 2, 2)).copy()
+        li = 0
+        while li < len(LIMITS):
+            front = np.flatnonzero(~self.kept & ((self.kept[self.near] & self.close).sum(1) >= 3))
+            if len(front) and self.accept(front, *self.locate(front), LIMITS[li]):
+                li = 0
+            else:
+                li += 1
         everyone = np.arange(len(self.x))
-        for it in range(10):
+        for _ in range(10):
+            before = self.sites
             sites, misfit = self.locate(everyone)
-            before = np.where(self.kept[:, None], self.sites, -(10**6))
             self.kept[:] = False
-            self.sites = np.zeros_like(self.sites)
+            self.sites = np.full_like(self.sites, -1)
             self.accept(everyone, sites, misfit, _CAPTURE)
-            if np.array_equal(before, np.where(self.kept[:, None], self.sites, -(10**6))):
+            if np.array_equal(before, self.sites):
                 break
-        return misfit
+        self.misfit = misfit
 
+    def statistics(self):
+        everyone = np.arange(len(self.x))
+        _, maps, ok = self.fit(everyone)
+        q = self.ideal.places(self.sites)
+        gap = np.linalg.norm((self.x[self.near] - self.x[:, None]) - (q[self.near] - q[:, None]) @ maps, axis=-1)
+        bond = self.dist < _BOND
+        both = bond & self.kept[self.near] & self.kept[:, None]
+        agree = both & (gap < _SLIP)
+        slipped = self.kept & (agree.sum(1) < 0.67 * both.sum(1))
+        self.slipped = slipped
+        return self.kept.mean(), agree.sum() / max(1, both.sum()), agree.sum() / max(1, bond.sum()), np.median(self.misfit[self.kept]) if self.kept.any() else 9, slipped.mean()
 
-def attempt(positions, lattice):
-    ideal = _Ideal.of(lattice)
-    rng = np.random.default_rng(0)
-    patch = lattice.supercell((12, 12)).sites
-    pq = ideal.q(patch); pq = pq + rng.normal(0, 0.02, pq.shape)
-    s = np.sqrt(_area(positions) / _area(pq))
-    x = (positions - positions.mean(0)) / s
-    res = []
-    for mean, power in _mean_lattices(x, ideal):
-        g = _Grower(x, ideal, mean, np.full(len(x), -1))
-        sd = g.seed(np.ones(len(x), bool))
-        if not np.isfinite(sd[0]): continue
-        r = g.grow(lattice, sd)
-        grown = g.kept.mean()
-        misfit = g.relax()
-        res.append((g.kept.mean(), np.median(misfit[g.kept]) if g.kept.any() else 9, power, grown, r, g))
-    res.sort(key=lambda t: -t[0])
-    return res
+LIMITS=(.1,.15,.2,.25,.3,.35,.4,.45)
+WEIGHT=lambda d: 1.0
+LOCAL=True

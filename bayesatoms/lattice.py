@@ -160,19 +160,39 @@ class Lattice:
         return (sites[..., :-1] + self.basis[sites[..., -1]]) @ self.cell
 
     @cached_property
+    def _radius(self) -> float:
+        """How far shells and symmetry are looked for (nm)."""
+        rows = np.linalg.norm(self.cell, axis=1)
+        return float(max(rows.max(), rows.min() * (6 if self.dimension == 2 else 4))) + self._tolerance
+
+    @cached_property
+    def _cells(self) -> NDArray[np.int64]:
+        """Every cell that holds a site within the radius of the home cell's, however skew the cell is."""
+        heights = 1 / np.linalg.norm(np.linalg.inv(self.cell), axis=0)
+        reach = np.floor(self._radius / heights + np.ptp(self.basis, axis=0)).astype(int)
+        return np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=np.int64)
+
+    @cached_property
     def _ball(self) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-        """All sites within some reach of each basis site, sorted by distance: (sites, distances) per basis site."""
-        reach = 6 if self.dimension == 2 else 4
-        cells = np.array(list(itertools.product(range(-reach, reach + 1), repeat=self.dimension)))
-        sites = np.array([(*n, b) for n in cells for b in range(len(self.basis))], dtype=np.int64)
+        """Sites around the home cell and their distances from each basis site; complete up to the radius."""
+        b = len(self.basis)
+        sites = np.column_stack([np.repeat(self._cells, b, axis=0), np.tile(np.arange(b), len(self._cells))])
         places = self.positions(sites)
         return sites, [np.linalg.norm(places - self.positions((*([0] * self.dimension), b)), axis=1) for b in range(len(self.basis))]
 
     def shell_distances(self, n: int) -> NDArray[np.float64]:
-        """The `n` smallest distinct distances between sites (nm), over all sublattices."""
+        """The `n` smallest distinct distances between sites (nm), over all sublattices.
+
+        Raises
+        ------
+        InputError
+            If there are fewer within the radius in which neighbours are looked for.
+        """
         every = np.sort(np.concatenate(self._ball[1]))
-        every = every[every > self._tolerance]
+        every = every[(every > self._tolerance) & (every < self._radius)]
         distinct = every[np.concatenate([[True], np.diff(every) > self._tolerance])]
+        if n > len(distinct):
+            raise InputError(f"shell {n} of the {self.name} lattice is too far away; expected 1 to {len(distinct)}")
         return distinct[:n]
 
     def shell(self, k: int, basis: int) -> NDArray[np.int64]:
@@ -246,8 +266,9 @@ class Lattice:
     def operations(self) -> tuple[Operation, ...]:
         """Space-group operations modulo lattice translations, from the metric and the basis."""
         d, metric = self.dimension, self.cell @ self.cell.T
-        entries = range(-2, 3) if d == 2 else range(-1, 2)
-        matrices = np.array(list(itertools.product(entries, repeat=d * d)), dtype=np.int64).reshape(-1, d, d)
+        lengths = np.linalg.norm(self._cells @ self.cell, axis=1)
+        rows = [self._cells[np.abs(lengths - r) < self._tolerance] for r in np.linalg.norm(self.cell, axis=1)]  # where each axis may go
+        matrices = np.array(list(itertools.product(*rows)), dtype=np.int64).reshape(-1, d, d)
         turned = matrices @ metric @ np.swapaxes(matrices, 1, 2)
         matrices = matrices[np.abs(turned - metric).max(axis=(1, 2)) < 1e-6 * np.abs(metric).max()]
         for axis in np.flatnonzero(~np.array(self.periodic)):  # an open axis may not be mixed or reversed

@@ -155,7 +155,7 @@ def _film() -> System:
         Cluster(("La", "Ca", "O"), upright, name="upright"),
         Cluster(("La", "Ca", "O"), upright, orbit="all", name="all_upright"),
     )
-    spread = ("h_O", "surface", "bottom", "bulk", "in_surface", "diagonal", "surface_flat", "all_upright")
+    spread = ("h_O", "surface", "bottom", "bulk", "in_surface", "diagonal", "w1_2", "surface_flat", "all_upright")
     return System(Hamiltonian("film", *terms, lattice=lattice, species=species), (4, 4, 3), spread)
 
 

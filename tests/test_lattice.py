@@ -30,9 +30,12 @@ CRYSTALS = {
     "rhombic": Lattice([[1.0, 0.4], [1.0, -0.4]]),
     "kagome": Lattice(Lattice.triangular().cell, [[0.5, 0], [0, 0.5], [0.5, 0.5]]),
     "chequer": Lattice(np.eye(2), [[0, 0], [0.5, 0.5]], sublattices=("A", "B")),
+    "skew square": Lattice([[1.0, 0.0], [5.0, 1.0]]),  # its rows are not the shortest vectors
+    "skew bcc": Lattice([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0.5]]),
     "herringbone": Lattice([[1.0, 0.0], [0.0, 1.5]], [[0.1, 0.1], [0.9, 0.9], [0.6, 0.9], [0.4, 0.1]]),
     "cubic": Lattice.cubic(),
     "fcc": Lattice(FCC),
+    "bcc": Lattice(np.ones((3, 3)) / 2 - np.eye(3)),
     "diamond": Lattice(FCC, [[0, 0, 0], [0.25, 0.25, 0.25]]),
     "zinc blende": Lattice(FCC, [[0, 0, 0], [0.25, 0.25, 0.25]], sublattices=("Zn", "S")),
     "hcp": Lattice(HCP, [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]),
@@ -56,6 +59,18 @@ def test_shells(name, a):
             np.testing.assert_allclose(np.linalg.norm(lattice.positions(shell) - home, axis=1), a * np.sqrt(d2), rtol=1e-12)
             seen |= {tuple(s) for s in shell}
         assert len(seen) == sum(count for _, count in expected), "a site lies in two shells"
+
+
+def test_shells_do_not_depend_on_the_choice_of_cell():
+    """Once, neighbours more than six cells along a skew row were lost without a word."""
+    for skew, plain in [([[1, 0], [5, 1]], np.eye(2)), ([[1, 0, 0], [4, 1, 0], [0, -3, 1]], np.eye(3))]:
+        for k in range(1, 9):
+            one, two = Lattice(skew), Lattice(plain)
+            places = [lattice.positions(lattice.shell(k, 0)) for lattice in (one, two)]
+            np.testing.assert_allclose(*(p[np.lexsort(p.round(6).T)] for p in places), atol=1e-9)
+    tall = Lattice(np.diag([1, 1, 7.5]))
+    squares = {i * i + j * j for i in range(9) for j in range(9)} - {0} | {7.5**2}
+    np.testing.assert_allclose(tall.shell_distances(27) ** 2, sorted(squares)[:27])
 
 
 def test_shell_order_does_not_depend_on_the_unit():
@@ -111,8 +126,17 @@ def test_triangles_have_three_equal_sides_and_point_apart():
 # ------------------------------------------------------------------ symmetry
 
 
-@pytest.mark.parametrize(("lattice", "count"), [(Lattice.triangular(), 12), (Lattice.square(), 8), (Lattice.honeycomb(), 12),
-                                                (Lattice.honeycomb(sublattices=("A", "B")), 6), (Lattice.cubic(), 48), (Lattice.cubic(film=True), 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lattice", "count"),
+    [
+        (Lattice.triangular(), 12),
+        (Lattice.square(), 8),
+        (Lattice.honeycomb(), 12),
+        (Lattice.honeycomb(sublattices=("A", "B")), 6),
+        (Lattice.cubic(), 48),
+        (Lattice.cubic(film=True), 8),
+    ],
+)
 def test_number_of_operations(lattice, count):
     assert len(lattice.operations) == count
 
@@ -213,6 +237,8 @@ def test_equal_lattices_are_equal():
     [
         (lambda: Lattice([[1, 0], [2, 0]]), "no basis"),
         (lambda: Lattice([[1, 0, 0]]), "no basis"),
+        (lambda: Lattice.square().shell(40, 0), "too far"),
+        (lambda: Lattice.cubic().shell(20, 0), "too far"),
         (lambda: Lattice(np.eye(2), [[0, 0, 0]]), "coordinates"),
         (lambda: Lattice(np.eye(2), [[0, 0], [1, 1]]), "coincide"),
         (lambda: Lattice(np.eye(2), [[0, 0], [0.5, 0.5]], sublattices=("A",)), "sublattice names"),

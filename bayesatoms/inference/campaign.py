@@ -21,8 +21,7 @@ from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
 from ..window import Operator
-from .distance import squared_distance
-from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, SmoothEmulator
+from .emulator import Emulator, ImageEmulator, SmoothEmulator
 from .likelihood import calibrated_log_density, independent_log_density
 from .pseudolikelihood import pseudo_likelihood
 from .statistic import Statistic, union
@@ -140,34 +139,16 @@ class Campaign:
     def start(self, model: Hamiltonian, given: Mapping[str, float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """First centre and covariance: given, or pseudo-likelihood, or linear response about the random alloy; Cramer-Rao width."""
         assert self.emulator is not None
-        information, response = self._linear_response(model)
+        origin, k = np.zeros(len(model.names)), len(model.names)
+        steps = [scoring(self.emulator, model, o, origin) for o in self.observations]
+        information, score = sum(i for i, _ in steps), sum(s for _, s in steps)
+        response = np.linalg.solve(information + np.eye(k), score)
         # a weak prior keeps directions finite in which the images say nothing
-        cov = 2.25 * np.linalg.inv(information + np.eye(len(information)))
+        cov = 2.25 * np.linalg.inv(information + np.eye(k))
         if given is not None:
             return model.vector(given), cov
         guess = pseudo_likelihood(model, self.observations)
         return (guess.couplings if guess is not None and guess.exact else response), cov
-
-    def _linear_response(self, model: Hamiltonian) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Fisher information (k, k) and one scoring step from the random alloy: m(w) = m(0) - Cov(t, F) w."""
-        assert self.emulator is not None
-        embed, k = self.emulator.embed(model), len(model.names)
-        information, score = np.zeros((k, k)), np.zeros(k)
-        origin = np.zeros(len(self.names))
-        for o in self.observations:
-            image = self.emulator.images[o.name]
-            moments = image.moments(origin)
-            weights = np.exp(image.reweighting.log_weights(origin))
-            slope = -((image.values - moments.mean) * weights[:, None]).T @ image.reweighting.features @ embed.T
-            given = image.n_composition
-            regress = np.linalg.solve(moments.cov[:given, :given], moments.cov[:given, given:]).T
-            inner = moments.cov[given:, given:] - regress @ moments.cov[:given, given:]
-            jacobian = slope[given:] - regress @ slope[:given]
-            apart = self.emulator.statistic(o) - moments.mean
-            gain = np.linalg.solve(inner, jacobian).T
-            information += gain @ jacobian
-            score += gain @ (apart[given:] - regress @ apart[:given])
-        return information, np.linalg.solve(information + np.eye(k), score)
 
     # ------------------------------------------------------------------ rounds
 
@@ -212,7 +193,7 @@ class Campaign:
         some = draws[:: max(1, len(draws) // 64)] @ self.emulator.embed(region.model)
         support = min(float(np.quantile(i.reweighting.support(some), 0.05)) for i in self.emulator.images.values())
         first = region.smooth is None
-        still = not first and shift.max() < self.settings.moved and width.max() < self.settings.moved
+        still = not first and bool(max(shift.max(), width.max()) < self.settings.moved)
         return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=still and support > self.settings.support, support=support)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
@@ -240,6 +221,21 @@ def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observati
     for m in models:
         if m.lattice != first.lattice or m.species != first.species:
             raise InputError(f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; the images are on {first.lattice!r} with {'/'.join(first.species)}")
+
+
+def scoring(
+    emulator: Emulator, model: Hamiltonian, observation: Observation, couplings: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fisher information (k, k) and score (k,) of one image at a model's couplings, by linear response: dm/dw = -Cov(t, F)."""
+    image, embed = emulator.images[observation.name], emulator.embed(model)
+    moments = image.moments(couplings @ embed)
+    weights = np.exp(image.reweighting.log_weights(couplings @ embed))
+    slope = -((image.values - moments.mean) * weights[:, None]).T @ image.reweighting.features @ embed.T
+    given = image.n_composition
+    # whitening by the Cholesky factor and dropping its leading rows is conditioning on the composition
+    jacobian = np.linalg.solve(moments.lower, slope)[given:]
+    apart = np.linalg.solve(moments.lower, emulator.statistic(observation) - moments.mean)[given:]
+    return jacobian.T @ jacobian, jacobian.T @ apart
 
 
 def log_likelihoods(smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -284,12 +280,3 @@ def explore(smooth: SmoothEmulator, observations: Sequence[Observation], kind: s
         if 1 / (weight**2).sum() > 0.5 * n:
             break
     return w[rng.choice(n, size=n, p=weight)]
-
-
-def total_s2(emulator: Emulator, observations: Sequence[Observation], union_couplings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """S2 of each image at union couplings (m, q) straight from the pool, shape (m, images); NaN without support."""
-    columns = []
-    for o in observations:
-        moments, support = emulator.images[o.name].batch(np.atleast_2d(union_couplings))
-        columns.append(np.where(support >= SUPPORT_BAR, squared_distance(o.histogram, moments.histogram), np.nan))
-    return np.stack(columns, axis=1)

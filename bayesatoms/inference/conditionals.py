@@ -50,24 +50,34 @@ class Conditionals:
         return logits[np.arange(len(self.seen)), self.seen] - np.log(np.exp(logits).sum(axis=1))
 
     def profile(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
-        """log p of every row at the chemical potentials that reproduce the composition: the fixed-composition form with a free field."""
+        """log p of every row at many couplings (m, n_terms), with the chemical potentials that reproduce the composition.
+
+        The free field stands for the fixed composition. Returns shape (m, rows).
+        """
         k = self.features.shape[1]
-        logits = -self.features @ couplings
+        logits = -np.einsum("rsa,ma->mrs", self.features, couplings)
         counts = np.bincount(self.seen, weights=self.weight, minlength=k)
-        present = counts > 0
-        potential = np.where(present, 0.0, -np.inf)
-        for _ in range(60):  # Newton on a concave function of k - 1 numbers
-            z = potential + logits
-            p = np.exp(z - z.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
-            gradient = (counts - self.weight @ p)[present][1:]
-            hessian = (np.diag(self.weight @ p) - (p * self.weight[:, None]).T @ p)[np.ix_(present, present)][1:, 1:]
-            step = np.linalg.solve(hessian + 1e-12 * np.eye(len(hessian)), gradient)
-            step *= min(1.0, 2.0 / max(np.abs(step).max(initial=0.0), 1e-300))
-            potential[np.flatnonzero(present)[1:]] += step
-            if np.abs(gradient).max(initial=0.0) < 1e-10 * counts.sum():
+        present = np.flatnonzero(counts)
+        potential = np.full((len(couplings), k), -np.inf)
+        potential[:, present] = 0.0
+        for _ in range(60):  # Newton on a concave function of k - 1 numbers, for all couplings at once
+            p = _softmax(potential[:, None, :] + logits)
+            mass = np.einsum("r,mrs->ms", self.weight, p)[:, present[1:]]
+            gradient = counts[present[1:]] - mass
+            inner = p[:, :, present[1:]]
+            hessian = -np.einsum("r,mrs,mrt->mst", self.weight, inner, inner)
+            hessian[:, np.arange(mass.shape[1]), np.arange(mass.shape[1])] += mass + 1e-12
+            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            step *= np.minimum(1.0, 2.0 / np.maximum(np.abs(step).max(axis=1, initial=1e-300), 1e-300))[:, None]
+            potential[:, present[1:]] += step
+            if np.abs(gradient).max(initial=0.0) < 1e-9 * counts.sum():
                 break
-        return self.log_probability(couplings, potential)
+        return np.log(_softmax(potential[:, None, :] + logits)[:, np.arange(len(self.seen)), self.seen])
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return p / p.sum(axis=-1, keepdims=True)
 
 
 def conditionals(model: Hamiltonian, observation: Observation) -> Conditionals | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -30,18 +31,11 @@ SLOW = 20  # a chain with fewer autocorrelation times than this has not equilibr
 
 
 class Moments(NamedTuple):
-    """Sampling law of an image's statistic at given couplings.
+    """Sampling law of an image's statistic at given couplings (or at m of them, with a leading axis).
 
-    mean (d,); cov (d, d), the emulator's own error included; histogram (n_classes,) the mean class frequencies.
+    mean (d,); lower (d, d), the Cholesky factor of its covariance, the emulator's own error included;
+    histogram (n_classes,), the mean class frequencies.
     """
-
-    mean: Any
-    cov: Any
-    histogram: Any
-
-
-class Factors(NamedTuple):
-    """The same for many couplings: mean (m, d), lower Cholesky factor (m, d, d), histogram (m, n_classes)."""
 
     mean: Any
     lower: Any
@@ -126,27 +120,43 @@ class ImageEmulator:
         # Kish's number of records n: the sample covariance is short by 1/n and the mean is off by C/n
         inflate = (1 + xp.sum(weights**2)) / (1 - xp.sum(weights**2))
         cov = (apart * weights[:, None]).T @ apart * inflate
-        return Moments(mean, cov, weights @ self.counts / self.observation.n)
+        return Moments(mean, xp.linalg.cholesky(cov), weights @ self.counts / self.observation.n)
+
+    @cached_property
+    def _table(self) -> NDArray[np.float64]:
+        """What is averaged, a row a snapshot: the statistic about its mean, its products, the class frequencies."""
+        d = self.values.shape[1]
+        i, j = np.triu_indices(d)
+        apart = self.values - self.values.mean(axis=0)
+        return np.column_stack([apart, apart[:, i] * apart[:, j], self.counts / self.observation.n])
+
+    def histogram(self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean class frequencies at union couplings (m, q), and their support; `keep` leaves out snapshots (for a jackknife)."""
+        weights = np.exp(self.reweighting.log_weights(couplings))
+        if keep is not None:
+            weights = weights * keep
+            weights /= weights.sum(axis=1, keepdims=True)
+        n_classes = self.counts.shape[1]
+        return weights @ self._table[:, -n_classes:], 1 / (weights**2).sum(axis=1) / self.reweighting.records.mean()
 
     def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at many couplings (m, q) at once, and their support (m,)."""
         d = self.values.shape[1]
         i, j = np.triu_indices(d)
-        table = np.column_stack([self.values, self.values[:, i] * self.values[:, j], self.counts / self.observation.n])
-        offset = self.values.mean(axis=0)  # second moments about a near point lose no digits
-        table[:, :d] -= offset
-        table[:, d : d + len(i)] = table[:, i] * table[:, j]
+        offset = self.values.mean(axis=0)
         parts, support = [], []
         for block in np.array_split(couplings, max(1, len(couplings) // 32)):
             weights = np.exp(self.reweighting.log_weights(block))
-            parts.append(weights @ table)
+            parts.append(weights @ self._table)
             support.append(1 / (weights**2).sum(axis=1))
         total, ess = np.concatenate(parts), np.concatenate(support)
         mean = total[:, :d]
         cov = np.empty((len(total), d, d))
         cov[:, i, j] = cov[:, j, i] = total[:, d : d + len(i)] - mean[:, i] * mean[:, j]
+        # where the weights sit on a few records there is no support and no covariance: any factor will do
+        cov[ess < 2 * d] = np.eye(d)
         cov *= ((1 + 1 / ess) / np.maximum(1 - 1 / ess, 1e-9))[:, None, None]
-        return Moments(mean + offset, cov, total[:, d + len(i) :]), ess / self.reweighting.records.mean()
+        return Moments(mean + offset, np.linalg.cholesky(cov), total[:, d + len(i) :]), ess / self.reweighting.records.mean()
 
     def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fisher information of the window's share of the crystal about the union couplings, Cov(F) n / sites."""
@@ -295,7 +305,7 @@ class SmoothEmulator:
                 raise CheckError(f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}")
             weight = np.sqrt(np.minimum(support[good], 10))[:, None]
             basis = _monomials(z[good] / radius, powers) * weight
-            lower = np.linalg.cholesky(moments.cov[good])
+            lower = moments.lower[good]
             i, j = np.tril_indices(lower.shape[1])
             entries = np.where(i == j, np.log(np.maximum(lower[:, i, j], 1e-300)), lower[:, i, j])
             targets = (moments.mean[good], entries, moments.histogram[good])
@@ -308,7 +318,7 @@ class SmoothEmulator:
         """z of couplings (m, k)."""
         return (couplings - self.centre) @ xp.asarray(np.linalg.inv(self.scale)).T
 
-    def factors(self, name: str, couplings: Any, xp: ModuleType = np) -> Factors:
+    def factors(self, name: str, couplings: Any, xp: ModuleType = np) -> Moments:
         """Mean, Cholesky factor and histogram of an image at many couplings (m, k)."""
         mean, entries, histogram = self.coefficients[name]
         z = self.whitened(couplings, xp) / self.radius
@@ -321,15 +331,14 @@ class SmoothEmulator:
         place = np.zeros((len(i), d * d))
         place[np.arange(len(i)), i * d + j] = 1.0
         p = xp.maximum(basis @ histogram, 1e-12)
-        return Factors(basis @ mean, (flat @ place).reshape(-1, d, d), p / p.sum(axis=1, keepdims=True))
+        return Moments(basis @ mean, (flat @ place).reshape(-1, d, d), p / p.sum(axis=1, keepdims=True))
 
     def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
         """Moments of an image's statistic at the model's couplings; differentiable by jax."""
         import jax.numpy as jnp
 
         w = jnp.stack([jnp.asarray(couplings[n], dtype=float) for n in self.model.names])[None]
-        mean, lower, histogram = (part[0] for part in self.factors(observation.name, w, jnp))
-        return Moments(mean, lower @ lower.T, histogram)
+        return Moments(*(part[0] for part in self.factors(observation.name, w, jnp)))
 
     def leash(self, couplings: Any, xp: ModuleType = np) -> Any:
         """Log factor (m,) that continues the likelihood as a Gaussian beyond the radius, 0 inside."""

@@ -14,6 +14,7 @@ from ..errors import CheckError, InputError
 from ..hamiltonian import Compiled
 from . import kernels
 
+_LEAST = 50  # autocorrelation times in a chain whose error can be believed (emcee's rule)
 _WINDOW = 5.0  # Sokal's self-consistent window: sum correlations up to 5 autocorrelation times
 
 
@@ -116,7 +117,7 @@ def run_chain(
     Raises
     ------
     InputError
-        If the couplings or labels do not fit, or a canonical start holds one species only.
+        If the couplings, labels or potentials do not fit, or a canonical start holds one species only.
 
     Examples
     --------
@@ -135,6 +136,8 @@ def run_chain(
             f"{len(couplings)} couplings and {len(labels)} labels given; expected {compiled.n_features} couplings and "
             f"{compiled.n_sites} labels below {compiled.n_species}"
         )
+    if potential is not None and np.shape(potential) != (compiled.n_species,):
+        raise InputError(f"chemical potentials {np.asarray(potential).tolist()} given; expected {compiled.n_species}, one a species")
     counts = np.bincount(labels, minlength=compiled.n_species)
     codes, energies = compiled.codes(labels), compiled.tables @ couplings
     snapshots = np.empty((samples, compiled.n_sites), dtype=np.uint8)
@@ -193,12 +196,13 @@ def mean(series: ArrayLike, *, cut: int | None = None) -> Mean:
     Raises
     ------
     CheckError
-        If fewer than ten autocorrelation times remain: too short to judge.
+        If fewer than fifty autocorrelation times remain: too short to judge. A chain of one to three
+        times looks like ten, since its own mean is taken off; by fifty 97 % of those are found out.
     """
     series = np.asarray(series, dtype=float)
     cut = equilibration(series) if cut is None else cut
     kept = series[cut:]
     time = autocorrelation_time(kept)
-    if len(kept) < 10 * time:
-        raise CheckError(f"chain of {len(kept)} records spans only {len(kept) / time:.1f} autocorrelation times; run it at least ten long")
+    if len(kept) < _LEAST * time:
+        raise CheckError(f"chain of {len(kept)} records spans {len(kept) / time:.1f} autocorrelation times; run it {_LEAST} long at least")
     return Mean(float(kept.mean()), float(kept.std(ddof=1) * np.sqrt(time / len(kept))), time, len(kept), cut)

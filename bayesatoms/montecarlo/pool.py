@@ -49,11 +49,15 @@ class DesignPoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "couplings", np.asarray(self.couplings, dtype=float).reshape(-1))
+        # plain numbers, so that the key does not depend on which kind of integer or array they came as
+        object.__setattr__(self, "counts", tuple(int(n) for n in self.counts))
+        if self.potential is not None:
+            object.__setattr__(self, "potential", tuple(float(m) for m in self.potential))
         digest = hashlib.blake2b(digest_size=16)
         c = self.compiled
         for array in (c.tables, c.base, c.start, c.touch, c.stride, self.couplings):
             digest.update(np.ascontiguousarray(array).tobytes() + str(array.shape).encode())
-        recipe = (self.counts, self.samples, float(self.sweeps), float(self.burn), self.seed, self.potential, KERNEL_VERSION)
+        recipe = (self.counts, int(self.samples), float(self.sweeps), float(self.burn), int(self.seed), self.potential, KERNEL_VERSION)
         digest.update(repr(recipe).encode())
         object.__setattr__(self, "key", digest.hexdigest())
 
