@@ -1,8 +1,8 @@
 """The sampler against exactly summed crystals, Kaufman's torus and its own reference formulas.
 
 Statistical checks compare with exact values in units of the chain's own standard error and allow
-SIGMA = 4 of them: 6.3e-5 false alarms a comparison. About 700 are made here, so a correct program
-fails for 4 % of seeds; the seed is fixed, so it fails always or never. Chi-square tests allow
+SIGMA = 4 of them: 6.3e-5 false alarms a comparison. About 500 are made here, so a correct program
+fails for 3 % of seeds; the seed is fixed, so it fails always or never. Chi-square tests allow
 ALARM = 1e-4 each. Every kind of check has a negative control that must fail it.
 """
 

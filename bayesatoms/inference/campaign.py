@@ -16,12 +16,11 @@ from scipy.stats import qmc
 
 from ..errors import CheckError, InputError
 from ..hamiltonian import Compiled, Hamiltonian
-from ..montecarlo.chains import Chain
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
 from ..window import Operator
-from .emulator import Emulator, ImageEmulator, SmoothEmulator
+from .emulator import Emulator, ImageEmulator, Records, SmoothEmulator
 from .likelihood import calibrated_log_density, independent_log_density
 from .pseudolikelihood import pseudo_likelihood
 from .statistic import Statistic, union
@@ -85,7 +84,7 @@ class Campaign:
     compiled: dict[str, Compiled] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
     atoms: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    chains: dict[str, list[Chain]] = field(default_factory=dict)
+    records: dict[str, list[Records]] = field(default_factory=dict)
     design: list[NDArray[np.float64]] = field(default_factory=list)
     emulator: Emulator | None = None
     history: list[dict] = field(default_factory=list)
@@ -113,7 +112,7 @@ class Campaign:
             supercell, atoms = o.window.box(o.environments, o.true_composition)
             campaign.compiled[o.name] = Compiled.build(list(orbits.values()), supercell, len(o.environments.species))
             campaign.operators[o.name] = Operator(o.environments, o.window, supercell, o.label_error)
-            campaign.atoms[o.name], campaign.chains[o.name] = tuple(int(a) for a in atoms), []
+            campaign.atoms[o.name], campaign.records[o.name] = tuple(int(a) for a in atoms), []
         return campaign
 
     def simulate(self, points: NDArray[np.float64]) -> Emulator:
@@ -128,9 +127,12 @@ class Campaign:
         self.design.extend(points)
         images = {}
         for o in self.observations:
-            self.chains[o.name].extend(next(found) for _ in points)
+            name = np.frombuffer(o.name.encode(), np.uint8)
+            for _ in points:  # the operator's random numbers follow from the image and the chain's place, not from the round
+                rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(self.records[o.name]), *name]))
+                self.records[o.name].append(Records.of(next(found), self.operators[o.name], rng))
             before = self.emulator.images[o.name].reweighting.free_energies if self.emulator else None
-            images[o.name] = ImageEmulator.build(o, self.statistic, self.operators[o.name], self.chains[o.name], self.seed, before)
+            images[o.name] = ImageEmulator.build(o, self.statistic, self.records[o.name], before)
         self.emulator = Emulator(self.names, images, self.statistic)
         return self.emulator
 
@@ -229,7 +231,7 @@ def scoring(
     """Fisher information (k, k) and score (k,) of one image at a model's couplings, by linear response: dm/dw = -Cov(t, F)."""
     image, embed = emulator.images[observation.name], emulator.embed(model)
     moments = image.moments(couplings @ embed)
-    weights = np.exp(image.reweighting.log_weights(couplings @ embed))
+    weights = image.reweighting.weights(couplings @ embed)
     slope = -((image.values - moments.mean) * weights[:, None]).T @ image.reweighting.features @ embed.T
     given = image.n_composition
     # whitening by the Cholesky factor and dropping its leading rows is conditioning on the composition

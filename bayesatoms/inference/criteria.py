@@ -136,7 +136,7 @@ def loo(log_likelihood: NDArray[np.float64], multiplicity: NDArray[np.float64] |
     from arviz_stats.base import array_stats
 
     weight = np.ones(log_likelihood.shape[2]) if multiplicity is None else multiplicity
-    if log_likelihood.std(axis=(0, 1)).max() == 0:  # no couplings, nothing to leave out
+    if np.ptp(log_likelihood, axis=(0, 1)).max() == 0:  # no couplings, nothing to leave out
         pointwise = log_likelihood[0, 0]
         return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), 0.0, pointwise, None)
     found = [array_stats.loo(log_likelihood[:, :, i], chain_axis=0, draw_axis=1) for i in range(log_likelihood.shape[2])]
@@ -222,7 +222,7 @@ def simulated_p_values(result: Result, model: Hamiltonian, draws: NDArray[np.flo
         union = draws @ result.emulator.embed(model)
         far, near = [], []
         for block in np.array_split(union, max(1, len(union) // 32)):
-            weights = np.exp(image.reweighting.log_weights(block))
+            weights = image.reweighting.weights(block)
             cumulative = np.cumsum(weights, axis=1)
             for row, total in zip(cumulative, image.histogram(block)[0] if model.terms else [None] * len(block), strict=True):
                 picks = np.searchsorted(row, rng.random(replicates) * row[-1])

@@ -56,6 +56,24 @@ class AbstractEmulator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Records:
+    """The independent records of one chain, seen through one image's window."""
+
+    couplings: NDArray[np.float64]
+    features: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    slow: bool
+    n_sites: int
+
+    @classmethod
+    def of(cls, chain: Chain, operator: Operator, rng: np.random.Generator) -> Records:
+        """Cut the chain before equilibrium, thin it by its autocorrelation time, apply the operator."""
+        kept, time = independent_records(chain.features)
+        counts = operator.counts(chain.snapshots[kept], rng)
+        return cls(chain.couplings, chain.features[kept], counts, len(chain) < SLOW * time, chain.n_sites)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageEmulator:
     """One image's share of the pool: reweighted snapshots seen through its window.
 
@@ -84,31 +102,21 @@ class ImageEmulator:
 
     @classmethod
     def build(
-        cls,
-        observation: Observation,
-        statistic: Statistic,
-        operator: Operator,
-        chains: Sequence[Chain],
-        seed: int,
-        start: NDArray[np.float64] | None = None,
+        cls, observation: Observation, statistic: Statistic, records: Sequence[Records], start: NDArray[np.float64] | None = None
     ) -> ImageEmulator:
-        """Cut each chain to its independent records, apply the operator, solve the free energies."""
-        parts, counts, slow = [], [], []
-        for number, chain in enumerate(chains):
-            kept, time = independent_records(chain.features)
-            slow.append(len(chain) < SLOW * time)
-            parts.append(chain.features[kept])
-            rng = np.random.default_rng(np.random.SeedSequence([seed, number, *np.frombuffer(observation.name.encode(), np.uint8)]))
-            counts.append(operator.counts(chain.snapshots[kept], rng))
-        couplings = np.array([c.couplings for c in chains])
-        if start is not None and len(start) < len(chains):
-            start = None if len(start) == 0 else np.concatenate([start, np.full(len(chains) - len(start), start.mean())])
-        solved = Reweighting.solve(np.concatenate(parts), couplings, [len(p) for p in parts], start=start)
-        counts = np.concatenate(counts)
+        """Solve the free energies of an image's chains; `start` are those of the first of them, known from before."""
+        lengths = [len(r.features) for r in records]
+        guess = None
+        if start is not None:
+            guess = np.concatenate([start, np.full(len(records) - len(start), start.mean())])
+        features, couplings = np.concatenate([r.features for r in records]), np.array([r.couplings for r in records])
+        solved = Reweighting.solve(features, couplings, lengths, start=guess)
+        counts = np.concatenate([r.counts for r in records])
         values = statistic(counts)
         rows = _varying(values)
         n_composition = sum(r < statistic.n_composition for r in rows)
-        return cls(observation, solved, counts, values[:, rows], rows, n_composition, np.array(slow), chains[0].n_sites)
+        slow = np.array([r.slow for r in records])
+        return cls(observation, solved, counts, values[:, rows], rows, n_composition, slow, records[0].n_sites)
 
     def moments(self, couplings: Any, xp: ModuleType = np) -> Moments:
         """Reweighted mean, covariance and histogram at union couplings (q,)."""
@@ -132,7 +140,7 @@ class ImageEmulator:
 
     def histogram(self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean class frequencies at union couplings (m, q), and their support; `keep` leaves out snapshots (for a jackknife)."""
-        weights = np.exp(self.reweighting.log_weights(couplings))
+        weights = self.reweighting.weights(couplings)
         if keep is not None:
             weights = weights * keep
             weights /= weights.sum(axis=1, keepdims=True)
@@ -146,7 +154,7 @@ class ImageEmulator:
         offset = self.values.mean(axis=0)
         parts, support = [], []
         for block in np.array_split(couplings, max(1, len(couplings) // 32)):
-            weights = np.exp(self.reweighting.log_weights(block))
+            weights = self.reweighting.weights(block)
             parts.append(weights @ self._table)
             support.append(1 / (weights**2).sum(axis=1))
         total, ess = np.concatenate(parts), np.concatenate(support)
@@ -160,7 +168,7 @@ class ImageEmulator:
 
     def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fisher information of the window's share of the crystal about the union couplings, Cov(F) n / sites."""
-        weights = np.exp(self.reweighting.log_weights(couplings))
+        weights = self.reweighting.weights(couplings)
         apart = self.reweighting.features - weights @ self.reweighting.features
         return (apart * weights[:, None]).T @ apart * self.observation.n / self.n_box
 

@@ -385,7 +385,7 @@ def _checks(campaign: Campaign, region: Region, posterior: Posterior) -> dict[st
 def _slow_weight(image: Any, union: NDArray[np.float64]) -> float:
     """Share of the weight at these couplings carried by chains that did not equilibrate."""
     owner = np.repeat(image.slow, image.reweighting.records.astype(int))
-    return float(np.exp(image.reweighting.log_weights(union))[owner].sum())
+    return float(image.reweighting.weights(union)[owner].sum())
 
 
 def _shape(image: Any, union: NDArray[np.float64]) -> float:
@@ -394,6 +394,6 @@ def _shape(image: Any, union: NDArray[np.float64]) -> float:
     Rare species make the statistic skew and long-tailed, which the likelihood survives; two heaps,
     as in a separating alloy, it does not.
     """
-    moments, weights = image.moments(union), np.exp(image.reweighting.log_weights(union))
+    moments, weights = image.moments(union), image.reweighting.weights(union)
     z = np.linalg.solve(moments.lower, (image.values - moments.mean).T)[image.n_composition :]
     return float(np.max(((z**3 @ weights) ** 2 + 1) / (z**4 @ weights)))

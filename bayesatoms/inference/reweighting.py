@@ -111,10 +111,14 @@ class Reweighting:
                 "start from the default guess or allow more iterations"
             )
 
-    def log_weights(self, couplings: ArrayLike) -> NDArray[np.float64]:
-        """Normalised log weights of all snapshots at couplings (q,) or (m, q); shape (n,) or (m, n)."""
-        raw = -(np.asarray(couplings, dtype=float) @ self.features.T) - self.log_mixture
-        return raw - logsumexp(raw, axis=-1, keepdims=True)
+    def weights(self, couplings: ArrayLike) -> NDArray[np.float64]:
+        """Normalised weights of all snapshots at couplings (q,) or (m, q); shape (n,) or (m, n)."""
+        raw = np.asarray(couplings, dtype=float) @ -self.features.T
+        raw -= self.log_mixture
+        raw -= raw.max(axis=-1, keepdims=True)
+        np.exp(raw, out=raw)
+        raw /= raw.sum(axis=-1, keepdims=True)
+        return raw
 
     def log_z(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """ln Z at couplings (q,) or (m, q), up to one constant of the pool; differences are what counts."""
@@ -123,7 +127,7 @@ class Reweighting:
 
     def effective_records(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """Kish's effective number of records, 1 / sum of squared weights."""
-        return np.exp(-logsumexp(2 * self.log_weights(couplings), axis=-1))
+        return 1 / (self.weights(couplings) ** 2).sum(axis=-1)
 
     def support(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """Effective records in units of one chain's mean length: below 0.05 there is no support."""

@@ -12,7 +12,6 @@ import hashlib
 import os
 import sqlite3
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +79,7 @@ class Pool:
     Raises
     ------
     InputError
-        If the folder holds a catalogue that cannot be read.
+        If the folder cannot be made or holds a catalogue that cannot be read.
 
     Examples
     --------
@@ -100,7 +99,10 @@ class Pool:
         self.sweeps = 0.0
         self._chains: dict[str, Chain] = {}
         if self.folder is not None:
-            (self.folder / "chains").mkdir(parents=True, exist_ok=True)
+            try:
+                (self.folder / "chains").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"pool folder {self.folder} cannot be made ({error.strerror}); expected a folder one may write to") from None
             self._execute("CREATE TABLE IF NOT EXISTS chains (key TEXT PRIMARY KEY, couplings TEXT, counts TEXT, samples INT, moves INT, finished REAL)")
 
     def run(
@@ -149,11 +151,12 @@ class Pool:
     def _read(self, key: str) -> Chain | None:
         """A stored chain, or None where its file is missing or damaged: then it is simulated again."""
         try:
-            with np.load(self._path(key), allow_pickle=False) as file:
+            # opened here, since np.load leaves a damaged file open
+            with self._path(key).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 n_sites, acceptance, moves = file["numbers"]
                 potential = file["potential"] if len(file["potential"]) else None
                 return Chain(file["couplings"], potential, file["packed"], file["features"], int(n_sites), float(acceptance), int(moves))
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except Exception:  # a spoilt byte makes zipfile and numpy raise nearly anything
             return None
 
     def _path(self, key: str) -> Path:
