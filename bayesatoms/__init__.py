@@ -1,0 +1,43 @@
+"""bayesatoms: from atomically resolved images of a disordered material to the interactions that made it.
+
+The names below load on first use: ``import bayesatoms`` itself brings in nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Lattice": "lattice",
+    "Environments": "environments",
+    "Configuration": "configuration",
+    "Hamiltonian": "hamiltonian",
+    "Field": "hamiltonian",
+    "Pair": "hamiltonian",
+    "Cluster": "hamiltonian",
+    "Observation": "observation",
+    "Pool": "montecarlo.pool",
+    "infer": "inference.posterior",
+    "emulate": "inference.posterior",
+    "CalibratedDistance": "inference.likelihood",
+    "IndependentDistance": "inference.likelihood",
+    "compare": "inference.comparison",
+    "Candidate": "phases.diagram",
+    "phase_diagram": "phases.diagram",
+    "write_report": "reporting.report",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bayesatoms' has no attribute {name!r}")
+    value = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__name__"]

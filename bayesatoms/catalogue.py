@@ -130,7 +130,7 @@ def _find(name_or_path: str | Path) -> Path:
     if path.is_file() and path.suffix == ".py":
         return path
     found = "is a folder" if path.is_dir() else "is no .py file" if path.exists() else "not found"
-    raise InputError(f"models file {name_or_path} {found}; expected the path of a .py file or the name of a shipped one: {', '.join(names)}")
+    raise InputError(f"models file {name_or_path} {found}; expected a path ending in .py or the name of a shipped file: {', '.join(names)}")
 
 
 def _run(path: Path, source: bytes, digest: str) -> ModuleType:
@@ -168,10 +168,10 @@ def _declared(module: ModuleType, path: Path, name: str, kind: type, *, needed: 
     if not isinstance(entries, (list, tuple)):
         raise InputError(f"models file {path}: {name} is {_describe(entries)}; expected a list, {wanted}")
     if needed and not entries:
-        raise InputError(f"models file {path}: {name} is empty; expected at least one {kind.__name__}")
+        raise InputError(f"models file {path}: {name} is empty; expected {wanted}")
     for i, entry in enumerate(entries):
         if not isinstance(entry, kind):
-            raise InputError(f"models file {path}: {name}[{i}] is {_describe(entry)}; expected a {kind.__name__}")
+            raise InputError(f"models file {path}: {name}[{i}] is {_describe(entry)}; expected an entry of type {kind.__name__}")
     return tuple(entries)
 
 
@@ -179,10 +179,13 @@ def _describe(entry: object) -> str:
     """An object in an error message: its type and, if it is short, itself."""
     if isinstance(entry, type):
         return f"the class {entry.__name__} (not called)"
-    text = repr(entry)
-    return f"{type(entry).__name__} {text}" if len(text) <= 60 else f"a {type(entry).__name__}"
+    text, kind = repr(entry), type(entry).__name__
+    if len(text) > 60:
+        return f"something of type {kind}"
+    return text if text.startswith(kind) else f"{kind} {text}"
 
 
 def _all_different(path: Path, what: str, names: Sequence[str]) -> None:
-    if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"models file {path}: {what} holds {len(names)} entries, more than one called {repeated[0]!r}; expected different names")
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise InputError(f"models file {path}: {what} holds more than one entry called {twice[0]!r}; expected different names")

@@ -73,7 +73,8 @@ class Configuration:
         if array.ndim == lattice.dimension and len(lattice.basis) == 1:
             array = array[..., None]
         axes = (bool(periodic),) * lattice.dimension if isinstance(periodic, bool) else tuple(periodic)
-        return cls(lattice, tuple(species), array.astype(np.int8), axes)
+        # clipped first: a label beyond int8 must be refused below, not wrap around to a species
+        return cls(lattice, tuple(species), np.clip(array.astype(np.int64), UNSEEN - 1, 127).astype(np.int8), axes)
 
     @classmethod
     def from_sites(cls, lattice: Lattice, species: Sequence[str], sites: ArrayLike, labels: ArrayLike) -> Configuration:
@@ -81,7 +82,9 @@ class Configuration:
         sites, labels = np.asarray(sites, dtype=np.int64), np.asarray(labels)
         cells = sites[:, :-1] - sites[:, :-1].min(axis=0)
         grid = np.full((*(cells.max(axis=0) + 1), len(lattice.basis)), UNSEEN, dtype=np.int8)
-        grid[(*cells.T, sites[:, -1])] = labels
+        if len(np.unique(sites, axis=0)) != len(sites):
+            raise InputError("two labels are given for one site; expected every site once")
+        grid[(*cells.T, sites[:, -1])] = np.clip(labels, UNSEEN - 1, 127)
         return cls(lattice, tuple(species), grid, (False,) * lattice.dimension)
 
     @classmethod
@@ -130,7 +133,7 @@ def check_species(species: Sequence[str]) -> None:
 def whole_counts(composition: ArrayLike, n: int) -> NDArray[np.int64]:
     """Whole numbers of atoms nearest to `composition` that sum to n (largest remainders)."""
     share = np.asarray(composition, dtype=float)
-    if share.min() < 0 or abs(share.sum() - 1) > 1e-6:
+    if not (share.min() >= 0 and abs(share.sum() - 1) <= 1e-6):  # so written, not a number is refused too
         raise InputError(f"composition {share.tolist()} given; expected fractions >= 0 that sum to 1")
     exact = share * n
     counts = np.floor(exact + 1e-9).astype(np.int64)

@@ -214,7 +214,7 @@ class Environments:
     def random_distribution(self, composition: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities of the random alloy of a composition (fractions of each species): the exact histogram of no interaction."""
         x = np.asarray(composition, dtype=float)
-        if x.shape != (len(self.species),) or abs(x.sum() - 1) > 1e-9 or x.min() < 0:
+        if x.shape != (len(self.species),) or not (abs(x.sum() - 1) <= 1e-9 and x.min() >= 0):
             raise InputError(f"composition {x.tolist()} given; expected {len(self.species)} fractions that sum to 1")
         raw = np.concatenate([x[self.digits(b)].prod(axis=1) for b in range(len(self.templates))])
         return np.bincount(self.class_of, weights=raw) / len(self.templates)

@@ -30,13 +30,17 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Truths = NDArray[np.bool_]
 
-# Lengths below are in spacings of the mean lattice.
+# Lengths are in spacings of the mean lattice.
 _FEWEST = 12  # positions
 _NEAR, _REACH = 20, 2.4  # a local fit uses at most so many neighbours, no farther than this
-_RIDGE = 1.0  # pull of a local fit towards the mean lattice, so that neighbours on one side only still make a fit
-_SURE, _CAPTURE = 0.3, 0.45  # a position joins within the first; within the second once nothing surer is left; half way begins the next site
-_BOND = 1.3  # pairs nearer than this must agree with their indices ...
-_SLIP = 0.6  # ... to this
+_RIDGE = 1.0  # weight of the fits beside it in a local fit, so that neighbours on one side only still make a fit
+_TIE = 0.05  # positions join the indexed region together if they fit as well as the best one to within this
+_SURE, _CAPTURE = 0.1, 0.45  # any fit within the first is good; none beyond the second, as half way begins the next site
+_BOND, _SLIP = 1.3, 0.6  # pairs nearer than the first must agree with their indices to the second
+# What random and amorphous positions do not reach together, measured on thousands of sets of 12 to 1000 positions.
+_KEPT, _AGREEING = 0.5, 0.6  # fractions of positions with an index, and of near pairs that agree with theirs
+_POWER, _CHANCE = 0.15, 1.5  # power at the reflections: floor, and what chance gives n positions times sqrt(n)
+_BLUR, _BLUR_FEW = 0.17, 0.15  # median residual: ceiling, and times sqrt(n) its widening for few positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,10 @@ class Indexing:
     sites : ndarray of int, shape (n, 3)
         Site references (cell n1, n2 and basis index), the smallest n1 and n2 being 0; all -1 where not `kept`.
     kept : ndarray of bool, shape (n,)
-        False for a position without index: off the lattice, a duplicate, an island, a row that slipped.
+        False for a position without index: off the lattice, a duplicate, on an island, or in a row that slipped.
     residual : ndarray, shape (n,)
-        Distance to the nearest site that the indexed neighbours (never the position itself) predict, in spacings;
-        nan where fewer than three neighbours are indexed.
+        Distance to the site that the indexed neighbours (never the position itself) predict, in spacings; to the
+        nearest site for a position not kept; nan where fewer than three neighbours are indexed.
     spacing : float
         Median distance between positions on nearest-neighbour sites, in the unit of the input.
     vectors : ndarray, shape (2, 2)
@@ -83,7 +87,7 @@ def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: 
     Returns
     -------
     Indexing
-        Unique up to a lattice translation and a symmetry of the lattice.
+        One of the descriptions that differ by a symmetry of the lattice: that whose first vector is nearest to +x.
 
     Raises
     ------
@@ -95,34 +99,83 @@ def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: 
     >>> metal = Lattice.triangular()
     >>> truth = metal.supercell((6, 6)).sites
     >>> found = index_positions(metal.positions(truth) @ [[20, 9], [-8, 18]] + 300, metal)
-    >>> found.goodness, found.vectors.round(6).tolist()
-    (1.0, [[20.0, 9.0], [-17.99..., 11.58...]])
+    >>> found.goodness, found.vectors.round(2).tolist()
+    (1.0, [[20.0, 9.0], [-16.93, 11.09]])
     """
-    points, hint = _checked(positions, lattice, sublattice_hint)
     ideal = _Ideal(lattice)
-    scale = np.sqrt(_area_per_site(points) / ideal.area_per_site)
-    x = (points - points.mean(axis=0)) / scale
-    best = None
-    for mean, power in _mean_lattices(x, ideal):
-        g = _Growth(x, ideal, mean, hint)
-        g.run()
-        st = g.statistics()
-        if best is None or st[0] * st[1] > best[0][0] * best[0][1]:
-            best = (st, power, g)
-        if st[0] * st[1] > 0.8:
+    points, hint = _checked(positions, ideal, sublattice_hint)
+    scale = float(np.sqrt(_area_per_site(points) / ideal.area_per_site))
+    best, power = None, 0.0
+    for mean, its_power in _mean_lattices(points / scale, ideal):
+        growth = _Growth(points / scale, ideal, mean, hint).run()
+        if best is None or growth.agreeing > best.agreeing:
+            best, power = growth, its_power
+        if best.agreeing > 0.8:  # the other candidates are for crystals hidden behind defects
             break
-    return best
+    _refuse_disorder(best, power)
+    return _described(best, points)
 
 
-def _checked(positions, lattice, hint):
+def _checked(positions: ArrayLike, ideal: _Ideal, hint: ArrayLike | None) -> tuple[Floats, Integers]:
+    """Centred positions and a hint for each, or InputError."""
     points = np.asarray(positions, dtype=float)
-    return points, (np.full(len(points), -1) if hint is None else np.asarray(hint))
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise InputError(f"positions have shape {points.shape}; expected (n, 2)")
+    if not np.isfinite(points).all():
+        bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+        raise InputError(f"{len(bad)} of {len(points)} positions are not finite (first in row {bad[0]}); expected numbers: drop these")
+    if len(points) < _FEWEST:
+        raise InputError(f"{len(points)} positions found; expected at least {_FEWEST}, as fewer cannot be told from chance")
+    points = points - points.mean(axis=0)
+    width = np.linalg.svd(points, compute_uv=False)[1] / np.sqrt(len(points))
+    if width <= 0.25 * np.median(cKDTree(points).query(points, 2)[0][:, 1]):
+        raise InputError(f"all {len(points)} positions lie on one line or point; expected a lattice that fills part of the plane")
+    return points, _checked_hint(hint, len(points), len(ideal.basis))
+
+
+def _checked_hint(hint: ArrayLike | None, n: int, n_basis: int) -> Integers:
+    given = np.full(n, -1) if hint is None else np.asarray(hint)
+    if given.shape != (n,) or given.dtype.kind not in "iu" or given.min() < -1 or given.max() >= n_basis:
+        raise InputError(f"sublattice_hint of shape {given.shape} does not fit; expected {n} integers from -1 (unknown) to {n_basis - 1}")
+    return given.astype(np.int64)
+
+
+def _refuse_disorder(growth: _Growth, power: float) -> None:
+    """Refuse positions without a lattice; chance alone may pass one of these tests, not all."""
+    n, kept, agreeing = len(growth.x), growth.kept.mean(), growth.agreeing
+    blur = np.median(growth.residual[growth.kept]) if growth.kept.any() else np.inf
+    least, most = max(_POWER, _CHANCE / np.sqrt(n)), _BLUR + _BLUR_FEW / np.sqrt(n)
+    if kept < _KEPT or agreeing < _AGREEING or power < least or blur > most:
+        raise InputError(
+            f"{n} positions hold no {growth.ideal.lattice.name} lattice. Found (expected): order {power:.2f} (at least {least:.2f}), "
+            f"median distance to a site {blur:.2f} spacings (at most {most:.2f}), indexed {kept:.0%} (at least {_KEPT:.0%}), "
+            f"near pairs that agree with their indices {agreeing:.0%} (at least {_AGREEING:.0%}). "
+            "Check that all columns were found, crop to one crystal, or name the lattice that it has"
+        )
+
+
+def _described(growth: _Growth, points: Floats) -> Indexing:
+    """The result in the unit of the input, its first vector turned nearest to +x by the lattice's own rotations."""
+    kept, ideal = growth.kept, growth.ideal
+    spacing = float(np.median(np.linalg.norm(points[growth.bonds[:, 1]] - points[growth.bonds[:, 0]], axis=1)))
+    design = np.column_stack([ideal.places(growth.sites[kept]) @ np.linalg.inv(ideal.cell), np.ones(kept.sum())])
+    vectors = np.linalg.lstsq(design, points[kept], rcond=None)[0][:2]
+    rotations = [op for op in ideal.lattice.operations if np.linalg.det(op.matrix) > 0]
+    turned = [np.linalg.inv(op.matrix) @ vectors for op in rotations]  # n' = n W, so that V' = W^-1 V
+    first = int(np.argmax([v[0, 0] / np.linalg.norm(v[0]) for v in turned]))
+    sites = rotations[first](growth.sites)
+    sites[:, :2] -= sites[kept, :2].min(axis=0)
+    sites[~kept] = -1
+    unit = np.sqrt(abs(np.linalg.det(vectors) / np.linalg.det(ideal.cell)))
+    return Indexing(sites, kept, growth.residual * unit / spacing, spacing, turned[first], float(kept.mean()))
 
 
 class _Ideal:
     """The lattice in units of its nearest-neighbour distance."""
 
     def __init__(self, lattice: Lattice) -> None:
+        if lattice.dimension != 2:
+            raise InputError(f"lattice {lattice.name} has {lattice.dimension} dimensions; expected 2, as images have")
         self.lattice = lattice
         self.cell = lattice.cell / lattice.shell_distances(1)[0]
         self.basis = lattice.basis @ self.cell
@@ -131,19 +184,15 @@ class _Ideal:
     def places(self, sites: Integers) -> Floats:
         return sites[..., :2] @ self.cell + self.basis[sites[..., 2]]
 
-    def shell(self, b: int) -> tuple[Integers, Floats]:
-        sites = self.lattice.shell(1, b)
-        return sites, self.places(sites) - self.basis[b]
-
     @cached_property
     def turns(self) -> list[Floats]:
-        """Symmetries of the cell as maps of the plane; the basis may have fewer."""
-        inverse = np.linalg.inv(self.cell)
-        return [inverse @ op.matrix @ self.cell for op in Lattice(self.cell).operations]
+        """Symmetries of the cell as maps of the plane, rotations first; the basis may have fewer."""
+        matrices = [op.matrix for op in Lattice(self.cell).operations]
+        return [np.linalg.inv(self.cell) @ m @ self.cell for m in sorted(matrices, key=np.linalg.det, reverse=True)]
 
     @cached_property
     def reflections(self) -> tuple[Floats, Floats]:
-        """Reciprocal vectors up to the first strong ones that span the plane, one of each +-k, and their strengths."""
+        """Reciprocal vectors up to the first strong ones that span the plane, one of each +-k, and their relative strengths."""
         h = np.array([v for v in itertools.product(range(-3, 4), repeat=2) if v > (0, 0)])
         k = h @ (2 * np.pi * np.linalg.inv(self.cell).T)
         strength = np.abs(np.exp(1j * k @ self.basis.T).mean(axis=1)) ** 2
@@ -154,10 +203,10 @@ class _Ideal:
 
     def nearest(self, q: Floats, maps: Floats, hint: Integers) -> tuple[Integers, Floats]:
         """The site nearest to each ideal place, and how far it is in the image."""
-        corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
+        corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])  # of the cell: rounding alone errs in an oblique one
         cells = np.floor((q[:, None] - self.basis) @ np.linalg.inv(self.cell)).astype(np.int64)[:, :, None] + corners
         basis = np.broadcast_to(np.arange(len(self.basis))[:, None, None], (*cells.shape[:3], 1))
-        options = np.concatenate([cells, basis], axis=-1).reshape(len(q), -1, 3)
+        options = np.concatenate([cells, basis], axis=-1).reshape(len(q), 4 * len(self.basis), 3)
         apart = np.linalg.norm((self.places(options) - q[:, None]) @ maps, axis=-1)
         apart[(hint[:, None] >= 0) & (options[..., 2] != hint[:, None])] = np.inf
         best = (np.arange(len(q)), apart.argmin(axis=1))
@@ -168,6 +217,7 @@ class _Ideal:
 
 
 def _area_per_site(x: Floats) -> float:
+    """Twice the mean area of the Delaunay triangles, without those that span holes or skirt the hull."""
     corners = x[Delaunay(x).simplices]
     sides = corners - np.roll(corners, 1, axis=1)
     area = np.abs(sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0]) / 2
@@ -175,156 +225,203 @@ def _area_per_site(x: Floats) -> float:
     return 2 * float(area[radius < 1.6 * np.median(radius)].mean())
 
 
-def _starts(ideal):
-    proper = sum(np.linalg.det(t) > 0 for t in ideal.turns)
-    angles = np.arange(0, 2 * np.pi / proper, np.radians(4))
+def _starts(ideal: _Ideal) -> Floats:
+    """Maps of reciprocal space to search from, closer to each other than a reflection is wide; shape (m, 2, 2)."""
+    rotations = sum(np.linalg.det(t) > 0 for t in ideal.turns)
+    angles = np.arange(0, 2 * np.pi / rotations, np.radians(4))
     scales = np.linspace(0.84, 1.16, 7)
     shears = [(0, 0), *((0.08 * np.cos(t), 0.08 * np.sin(t)) for t in np.arange(6) * np.pi / 3)]
-    hands = (1,) if proper < len(ideal.turns) else (1, -1)
+    hands = (1,) if rotations < len(ideal.turns) else (1, -1)  # an oblique cell differs from its mirror image
     return np.array(
         [
-            s * np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]]) @ np.array([[1 + p, q], [q, 1 - p]]) @ np.diag([1, h])
-            for t, s, (p, q), h in itertools.product(angles, scales, shears, hands)
+            s * np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]]) @ np.array([[1 + p, q], [q, 1 - p]]) @ np.diag([1, hand])
+            for t, s, (p, q), hand in itertools.product(angles, scales, shears, hands)
         ]
     )
 
 
-def _strain(m):
-    # m^T m of a similarity is s^2 I
-    g = np.swapaxes(m, -1, -2) @ m
-    t = (g[..., 0, 0] + g[..., 1, 1]) / 2
-    aniso = (((g[..., 0, 0] - g[..., 1, 1]) / 2) ** 2 + g[..., 0, 1] ** 2) / t**2
-    return aniso / 4 + (np.log(t) / 2) ** 2
-
-
-def _loss(m, ideal, d, w):
+def _power(m: Floats, ideal: _Ideal, d: Floats, weight: Floats) -> Floats:
+    """Mean over the differences `d` of cos(k d) at the mapped reflections: 1 for a perfect lattice, 0 for random positions."""
     k, strength = ideal.reflections
-    return 10 * _strain(m) - (np.cos((k @ m) @ d.T) @ w) @ strength
+    return (np.cos((k @ m) @ d.T) @ weight) @ strength
 
 
-def _mean_lattices(x, ideal, how_many=3):
+def _strain(m: Floats) -> Floats:
+    """Squared strain of a map: from half the difference of its principal stretches, and from its change of scale."""
+    g = np.swapaxes(m, -1, -2) @ m  # s^2 times unity for a rotation with scale s
+    mean = (g[..., 0, 0] + g[..., 1, 1]) / 2
+    shear = ((g[..., 0, 0] - g[..., 1, 1]) / 2) ** 2 + g[..., 0, 1] ** 2
+    return shear / (4 * mean**2) + (np.log(mean) / 2) ** 2
+
+
+def _mean_lattices(x: Floats, ideal: _Ideal, most: int = 3) -> list[tuple[Floats, float]]:
+    """Maps from the ideal to the mean lattice with their power, the greatest first."""
     pairs = cKDTree(x).query_pairs(3.0, output_type="ndarray")
     pairs = pairs[:: max(1, len(pairs) // 4000)]
     d = x[pairs[:, 1]] - x[pairs[:, 0]]
-    ws = []
-    for width in (1.0, 1.8):
-        w = np.exp(-0.5 * (d**2).sum(1) / width**2)
-        ws.append(w / w.sum())
-    starts = _starts(ideal)
-    loss = _loss(starts, ideal, d, ws[0])
-    out = []
-    used = []
-    for i in np.argsort(loss, kind="stable"):
-        m = starts[i]
-        if any(np.abs(m - o).max() < 0.2 for o in used):
-            continue
-        used.append(m)
-        for w in ws:
-            m = minimize(lambda v: _loss(v.reshape(2, 2), ideal, d, w), m.ravel(), method="BFGS", options={"gtol": 1e-3}).x.reshape(2, 2)
-        power = 10 * _strain(m) - _loss(m, ideal, d, ws[1])
-        if not any(abs(power - p) < 1e-3 for _, p in out):
-            out.append((np.linalg.inv(m).T, power))
-        if len(used) == 2 * how_many or len(out) == how_many:
+    windows = [np.exp(-0.5 * (d**2).sum(axis=1) / width**2) for width in (1.0, 1.8)]  # to find, then to refine
+    near, far = (w / w.sum() for w in windows)
+
+    def loss(m: Floats, weight: Floats) -> Floats:
+        return 10 * _strain(m) - _power(m, ideal, d, weight)  # 13 % of shear costs 0.04; strained superlattices cost more
+
+    starts, found = _starts(ideal), []
+    for m in _distinct(starts[np.argsort(loss(starts, near), kind="stable")], 2 * most):
+        for weight in (near, far):
+            m = minimize(lambda v, w=weight: loss(v.reshape(2, 2), w), m.ravel(), method="BFGS", options={"gtol": 1e-3}).x.reshape(2, 2)
+        power = float(_power(m, ideal, d, far))
+        if all(abs(power - other) > 1e-3 for _, other in found):  # turned by a symmetry, a lattice keeps its power
+            found.append((np.linalg.inv(m).T, power))
+    return sorted(found, key=lambda pair: -pair[1])[:most]
+
+
+def _distinct(starts: Floats, most: int) -> list[Floats]:
+    """The first `most` maps that differ from all chosen before them."""
+    chosen: list[Floats] = []
+    for m in starts:
+        if all(np.abs(m - other).max() > 0.2 for other in chosen):
+            chosen.append(m)
+        if len(chosen) == most:
             break
-    return sorted(out, key=lambda t: -t[1])
+    return chosen
+
+
+# ------------------------------------------------------------------ growth
 
 
 class _Growth:
-    def __init__(self, x, ideal, mean, hint):
-        self.ideal, self.hint = ideal, hint
+    """The indexed region of one set of positions; lengths in spacings of the mean lattice."""
+
+    def __init__(self, x: Floats, ideal: _Ideal, mean: Floats, hint: Integers) -> None:
         unit = np.sqrt(abs(np.linalg.det(mean)))
-        self.x, self.mean = x / unit, mean / unit
+        self.x, self.mean, self.ideal, self.hint = x / unit, mean / unit, ideal, hint
         self.tree = cKDTree(self.x)
-        dist, near = self.tree.query(self.x, min(_NEAR + 1, len(x)))
-        self.near, self.dist = near[:, 1:], dist[:, 1:]
-        self.close = self.dist < _REACH
-        self.sites = np.full((len(x), 3), -1)
-        self.kept = np.zeros(len(x), dtype=bool)
+        distance, near = self.tree.query(self.x, min(_NEAR + 1, len(x)))
+        self.near, self.distance = near[:, 1:], distance[:, 1:]
+        self.everyone = np.arange(len(x))
+        self._clear()
 
-    def fit(self, points):
-        near = self.near[points]
-        known = self.close[points] & self.kept[near]
-        q = self.ideal.places(self.sites)
-        anchor = q[near[np.arange(len(points)), known.argmax(axis=1)]]
-        design = np.concatenate([np.ones((*near.shape, 1)), q[near] - anchor[:, None]], axis=-1)
-        w = design * (known * WEIGHT(self.dist[points]))[..., None]
-        normal = np.swapaxes(w, 1, 2) @ design + np.diag([1e-9, _RIDGE, _RIDGE])
-        moment = np.swapaxes(w, 1, 2) @ (self.x[near] - self.x[points][:, None])
-        prior = self.mean if not LOCAL else ((self.maps[near] * known[..., None, None]).sum(1) / np.maximum(1, known.sum(1))[:, None, None])
-        moment[:, 1:] += _RIDGE * prior
-        c = np.linalg.solve(normal, moment)
-        maps = c[:, 1:]
-        ok = (known.sum(1) >= 3) & (np.linalg.det(maps) / np.linalg.det(self.mean) > 0.3)
-        maps = np.where(ok[:, None, None], maps, self.mean)
-        q = anchor - (c[:, :1] @ np.linalg.inv(maps))[:, 0]
-        return np.where(ok[:, None], q, 0), maps, ok
+    def _clear(self) -> None:
+        self.sites = np.full((len(self.x), 3), -1)
+        self.kept = np.zeros(len(self.x), dtype=bool)
+        self.taken: set[tuple[int, ...]] = set()
 
-    def locate(self, points):
-        q, maps, ok = self.fit(points)
-        self.maps[points] = maps
-        sites, misfit = self.ideal.nearest(q, maps, self.hint[points])
-        return sites, np.where(ok, misfit, np.inf)
+    def run(self) -> _Growth:
+        """Index the largest region grown from up to three seeds, each outside the regions before it."""
+        outside, best = np.ones(len(self.x), dtype=bool), None
+        for _ in range(3):
+            self._clear()
+            self._plant(outside)
+            self._grow()
+            self._relax()
+            if best is None or self.kept.sum() > best[1].sum():
+                best = self.sites, self.kept, self.maps
+            outside &= ~self.kept
+            if outside.mean() < 0.5:
+                break
+        self.sites, self.kept, self.maps = best
+        self._judge()
+        return self
 
-    def accept(self, points, sites, misfit, limit):
-        taken = self.sites[self.kept]
-        first = np.argsort(misfit, kind="stable")
-        first = first[misfit[first] <= limit]
-        _, where = np.unique(np.concatenate([taken, sites[first]]), axis=0, return_index=True)
-        new = first[where[where >= len(taken)] - len(taken)]
-        self.sites[points[new]] = sites[new]
-        self.kept[points[new]] = True
-        return len(new)
-
-    def seed(self):
-        best = (np.inf,)
+    def _plant(self, allowed: Truths) -> None:
+        """Index the position whose first shell fits the mean lattice best, and that shell."""
+        best, seed = np.inf, None
         turns = self.ideal.turns if len(self.ideal.basis) > 1 else [np.eye(2)]
         for turn, b in itertools.product(turns, range(len(self.ideal.basis))):
-            sites, steps = self.ideal.shell(b)
-            d, j = self.tree.query(self.x[:, None] + steps @ turn @ self.mean)
-            m = np.where(d < _CAPTURE, d**2, 1).mean(1)
-            m[(self.hint >= 0) & (self.hint != b)] = np.inf
-            i = m.argmin()
-            if m[i] < best[0] - 1e-9:
-                good = d[i] < _CAPTURE
-                best = (m[i], turn, np.concatenate([[i], j[i][good]]), np.concatenate([[(0, 0, b)], sites[good]]))
-        return best
+            shell = self.ideal.lattice.shell(1, b)
+            steps = (self.ideal.places(shell) - self.ideal.basis[b]) @ turn @ self.mean
+            apart, who = self.tree.query(self.x[:, None] + steps)
+            misfit = np.where(apart < _CAPTURE, apart**2, 1).mean(axis=1)
+            misfit[~allowed | ((self.hint >= 0) & (self.hint != b))] = np.inf
+            i = int(misfit.argmin())
+            if misfit[i] < best - 1e-9:
+                best, there = misfit[i], apart[i] < _CAPTURE
+                seed = turn, np.array([i, *who[i][there]]), np.array([(0, 0, b), *shell[there]])
+        turn, points, sites = seed
+        self.maps = np.repeat((turn @ self.mean)[None], len(self.x), axis=0)
+        self._accept(points, sites, np.zeros(len(points)))
 
-    def run(self):
-        _, turn, points, sites = self.seed()
-        self.mean = turn @ self.mean
-        self.sites[points] = sites
-        self.kept[points] = True
-        self.maps = np.broadcast_to(self.mean, (len(self.x), 2, 2)).copy()
-        li = 0
-        while li < len(LIMITS):
-            front = np.flatnonzero(~self.kept & ((self.kept[self.near] & self.close).sum(1) >= 3))
-            if len(front) and self.accept(front, *self.locate(front), LIMITS[li]):
-                li = 0
-            else:
-                li += 1
-        everyone = np.arange(len(self.x))
+    def _grow(self) -> None:
+        """Add the best fits, fit their neighbours anew, until none is left within reach."""
+        proposal, misfit = self.sites.copy(), np.full(len(self.x), np.inf)
+        seen, added = np.zeros(len(self.x), dtype=int), 1
+        while added:
+            known = self._known(self.everyone).sum(axis=1)
+            stale = np.flatnonzero(~self.kept & (known != seen))  # a fit changes only where a neighbour was added
+            proposal[stale], misfit[stale] = self._locate(stale)
+            front = np.flatnonzero(~self.kept & (misfit <= _CAPTURE))
+            seen, added = known, self._accept(front, proposal[front], misfit[front], tie=_TIE)
+
+    def _relax(self) -> None:
+        """Place every position anew from its indexed neighbours, now on all sides, until nothing changes."""
         for _ in range(10):
-            before = self.sites
-            sites, misfit = self.locate(everyone)
-            self.kept[:] = False
-            self.sites = np.full_like(self.sites, -1)
-            self.accept(everyone, sites, misfit, _CAPTURE)
+            before, placed = self.sites, self._locate(self.everyone)
+            self._clear()
+            self._accept(self.everyone, *placed)
             if np.array_equal(before, self.sites):
                 break
-        self.misfit = misfit
 
-    def statistics(self):
-        everyone = np.arange(len(self.x))
-        _, maps, ok = self.fit(everyone)
+    def _accept(self, points: Integers, sites: Integers, misfit: Floats, tie: float = np.inf) -> int:
+        """Index `points`, the best fit to each free site; of these the best and those within `tie` of it. How many?"""
+        limit, before = _CAPTURE, len(self.taken)
+        for i in np.argsort(misfit, kind="stable"):
+            if misfit[i] > limit:
+                break
+            site = tuple(sites[i].tolist())
+            if site not in self.taken:
+                if len(self.taken) == before:
+                    limit = min(_CAPTURE, max(_SURE, misfit[i] + tie))
+                self.taken.add(site)
+                self.sites[points[i]], self.kept[points[i]] = sites[i], True
+        return len(self.taken) - before
+
+    def _known(self, points: Integers) -> Truths:
+        return (self.distance[points] < _REACH) & self.kept[self.near[points]]
+
+    def _locate(self, points: Integers) -> tuple[Integers, Floats]:
+        """The site of each point and its misfit, inf where nothing can be said."""
+        q, solved = self._fit(points)
+        sites, misfit = self.ideal.nearest(q, self.maps[points], self.hint[points])
+        return sites, np.where(solved, misfit, np.inf)
+
+    def _fit(self, points: Integers) -> tuple[Floats, Truths]:
+        """Ideal places of `points` from affine fits to their indexed neighbours, whose maps are kept; and where they exist.
+
+        With ideal places q and positions x of the neighbours, both from an origin, the fit is
+        x = a + q M, with a ridge that draws M to the mean of the neighbours' own maps. A point at x0
+        then has its place where a + q M = x0; the point itself takes no part.
+        """
+        near, known = self.near[points], self._known(points)
+        count = known.sum(axis=1)
         q = self.ideal.places(self.sites)
-        gap = np.linalg.norm((self.x[self.near] - self.x[:, None]) - (q[self.near] - q[:, None]) @ maps, axis=-1)
-        bond = self.dist < _BOND
-        both = bond & self.kept[self.near] & self.kept[:, None]
-        agree = both & (gap < _SLIP)
-        slipped = self.kept & (agree.sum(1) < 0.67 * both.sum(1))
-        self.slipped = slipped
-        return self.kept.mean(), agree.sum() / max(1, both.sum()), agree.sum() / max(1, bond.sum()), np.median(self.misfit[self.kept]) if self.kept.any() else 9, slipped.mean()
+        origin = q[near[np.arange(len(points)), known.argmax(axis=1)]]
+        prior = (self.maps[near] * known[..., None, None]).sum(axis=1) / np.maximum(count, 1)[:, None, None]
+        design = np.concatenate([np.ones((*near.shape, 1)), q[near] - origin[:, None]], axis=-1)
+        weighted = np.swapaxes(design * known[..., None], 1, 2)
+        moment = weighted @ (self.x[near] - self.x[points][:, None])
+        moment[:, 1:] += _RIDGE * prior
+        fit = np.linalg.solve(weighted @ design + np.diag([1e-9, _RIDGE, _RIDGE]), moment)
+        volume = np.linalg.det(prior)
+        solved = (count >= 3) & (np.linalg.det(fit[:, 1:]) * volume > 0.3 * volume**2)  # neither flat nor mirrored
+        self.maps[points] = np.where(solved[:, None, None], fit[:, 1:], self.maps[points])
+        place = origin - (fit[:, :1] @ np.linalg.inv(self.maps[points]))[:, 0]
+        return np.where(solved[:, None], place, 0), solved
 
-LIMITS=(.1,.15,.2,.25,.3,.35,.4,.45)
-WEIGHT=lambda d: 1.0
-LOCAL=True
+    def _judge(self) -> None:
+        """Set `bonds`, `agreeing` and `residual`; positions whose indices contradict their near neighbours' lose theirs."""
+        q = self.ideal.places(self.sites)
+        steps = q[self.near] - q[:, None]
+        gap = np.linalg.norm(self.x[self.near] - self.x[:, None] - steps @ self.maps, axis=-1)
+        short = self.distance < _BOND
+        both = self.kept[self.near] & self.kept[:, None]
+        agree = short & both & (gap < _SLIP)
+        self.agreeing = agree.sum() / max(1, short.sum())
+        slipped = self.kept & (3 * agree.sum(axis=1) < 2 * (short & both).sum(axis=1))
+        self.kept &= ~slipped
+        self.sites[slipped] = -1
+        bond = (np.abs(np.linalg.norm(steps, axis=-1) - 1) < 1e-6) & self.kept[self.near] & self.kept[:, None]
+        self.bonds = np.column_stack([np.repeat(self.everyone, bond.sum(axis=1)), self.near[bond]])
+        place, solved = self._fit(self.everyone)
+        misfit = self.ideal.nearest(place, self.maps, self.hint)[1]
+        own = np.linalg.norm((self.ideal.places(self.sites) - place)[:, None] @ self.maps, axis=-1)[:, 0]
+        self.residual = np.where(solved, np.where(self.kept, own, misfit), np.nan)

@@ -97,7 +97,7 @@ class Observation:
         values = np.asarray(counts, dtype=float).reshape(-1)
         if len(values) != environments.n_classes:
             raise InputError(f"{name}: {len(values)} counts given; expected {environments.n_classes}, one a class of {environments!r}")
-        wrong = np.flatnonzero(~((values >= 0) & (values == np.round(values))))
+        wrong = np.flatnonzero(~((values >= 0) & (values == np.round(values)) & np.isfinite(values)))
         if len(wrong):
             raise InputError(f"{name}: count {values[wrong[0]]:g} of class {environments.names[wrong[0]]}; expected whole numbers >= 0")
         total = int(values.sum())

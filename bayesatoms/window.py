@@ -73,7 +73,7 @@ class Window:
     @property
     def extent(self) -> tuple[int, ...]:
         """Cells spanned along each axis."""
-        return self.whole or tuple(int(n) for n in self.sites[:, :-1].max(axis=0) + 1)
+        return self.whole or tuple(int(n) for n in self.sites[:, :-1].max(axis=0, initial=0) + 1)
 
     def complete(self, environments: Environments) -> tuple[NDArray[np.int64], ...]:
         """Complete environments per basis site: rows of positions in :attr:`sites`, centre first; shape (n, z + 1)."""
@@ -148,6 +148,8 @@ class Operator:
     ) -> None:
         if any(n > m for n, m in zip(window.extent, supercell.shape, strict=True)):
             raise InputError(f"window of {window.extent} cells does not fit into a box of {supercell.shape}")
+        if window.whole and (window.whole != supercell.shape or supercell.periodic != environments.lattice.periodic):
+            raise InputError(f"the window is a whole crystal of {window.whole} cells that closes on itself; the box is {supercell.shape}")
         self.environments, self.supercell = environments, supercell
         self.sites = window.sites
         self.rows = window.complete(environments)
@@ -184,7 +186,7 @@ def check_label_error(matrix: ArrayLike | None, k: int) -> NDArray[np.float64]:
     if matrix is None:
         return np.eye(k)
     error = np.asarray(matrix, dtype=float)
-    if error.shape != (k, k) or error.min() < 0 or np.abs(error.sum(axis=1) - 1).max() > 1e-6:
+    if error.shape != (k, k) or not (error.min() >= 0 and np.abs(error.sum(axis=1) - 1).max() <= 1e-6):
         raise InputError(f"label_error is {error.tolist()}; expected {k} x {k}, row = true species, every row probabilities that sum to 1")
     if abs(np.linalg.det(error)) < 1e-3:
         raise InputError(f"label_error {error.tolist()} says that labels carry no information; nothing can be inferred from this image")

@@ -126,7 +126,7 @@ def run_chain(
     >>> h = Hamiltonian("P1", Pair("A", "B"), lattice=Lattice.square(), species=("A", "B"))
     >>> compiled = h.compile(h.lattice.supercell((4, 4)))
     >>> chain = run_chain(compiled, [0.0], [0, 1] * 8, samples=2000, seed=np.random.SeedSequence(1))
-    >>> abs(chain.features.mean() - 32 * 16 / 30) < 0.3   # 32 bonds, each unlike with probability 2 (1/2) (8/15)
+    >>> bool(abs(chain.features.mean() - 32 * 16 / 30) < 0.3)   # 32 bonds, each unlike with probability 2 (1/2) (8/15)
     True
     """
     labels = np.array(labels, dtype=np.uint8).reshape(-1)

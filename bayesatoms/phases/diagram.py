@@ -31,11 +31,12 @@ from ..montecarlo.executors import executor
 from .observables import bond_count, disordered_floor, order_parameter, ordered_threshold, phase, warren_cowley
 
 QUANTILES = (0.05, 0.5, 0.95)
-_WEAKEST = 0.05  # smallest |w| / T simulated; below it, the line to the exact random alloy at 0
+_WEAKEST = 0.1  # smallest |w| / T simulated; below it, the line to the exact random alloy at 0
 _STRONGEST = 20.0  # largest: exp(-20) is never accepted; most chains freeze long before
 _STEP = 1.3  # ratio of neighbouring magnitudes: finer than a usual grid of temperatures
 _RECORDS = 40  # snapshots a stage
 _BURN = 0.3  # part of a stage's sweeps before the first snapshot
+_ENOUGH = 0.2  # acceptance from which on a stage is shortened
 _SIGMAS = 3.0  # the two ways disagree if further apart than so many standard errors
 _ORDER, _ALPHA, _LONG = range(3)  # what is recorded at a grid point
 
@@ -123,16 +124,20 @@ def _anneal(job: _Job) -> _Column:
     start, *seeds = job.entropy.spawn(1 + 2 * (last + 1))
     labels = np.random.default_rng(start).permutation(np.repeat(np.arange(len(job.counts)), job.counts))
     means, errors, moves, top = np.zeros((2, last + 1, 3)), np.zeros((2, last + 1, 3)), 0, last
-    length = {"samples": _RECORDS, "burn": _BURN * job.sweeps, "sweeps": (1 - _BURN) * job.sweeps / _RECORDS}
+    acceptance = 1.0
     for branch in (0, 1):
         for step in range(last + 1) if branch == 0 else range(top, -1, -1):
-            couplings = job.direction * job.magnitudes[step]
-            chain = run_chain(job.compiled, couplings, labels, **length, seed=seeds[step + branch * (last + 1)])
-            snapshots = chain.snapshots
+            # what relaxes a stage are accepted swaps: where most are, a fraction of the sweeps does
+            burn, recorded = np.array([_BURN, 1 - _BURN]) * job.sweeps * min(1.0, _ENOUGH / max(acceptance, _ENOUGH))
+            chain = run_chain(
+                job.compiled, job.direction * job.magnitudes[step], labels,
+                samples=_RECORDS, burn=burn, sweeps=recorded / _RECORDS, seed=seeds[step + branch * (last + 1)],
+            )  # fmt: skip
+            snapshots, acceptance = chain.snapshots, chain.acceptance
             labels, moves = snapshots[-1], moves + chain.moves
             means[branch, step], errors[branch, step] = _record(snapshots, job)
             # frozen: an atom of the rarer species moves less than once while the whole stage is recorded
-            if branch == 0 and chain.acceptance * (1 - _BURN) * job.sweeps < 1:
+            if branch == 0 and acceptance * recorded < 1:
                 top = step
                 break
     apart, noise = np.abs(means[1] - means[0]), _SIGMAS * np.hypot(*errors)
@@ -235,7 +240,7 @@ def phase_diagram(
     seed: int,
     workers: int = 1,
     size: int | Sequence[int] | None = None,
-    sweeps: float = 600.0,
+    sweeps: float = 1200.0,
     directions: int = 8,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PhaseDiagram:
@@ -259,7 +264,7 @@ def phase_diagram(
         Cells along each side of the box, even and at least 6, so that orderings fit; by default the multiple of 6
         (at least 12) nearest to 576 sites: 24 for one site a cell in two dimensions.
     sweeps : float
-        Sweeps at each magnitude, each way.
+        Sweeps at each magnitude, each way; fewer where most swaps are accepted.
     directions : int
         Most directions of w a candidate gets.
     progress : callable, optional
@@ -313,7 +318,7 @@ def phase_diagram(
         "models": [c.hamiltonian.name for c in candidates], "weights": (weights / weights.sum()).tolist(),
         "chains": sum(c.chains for c in columns), "moves": sum(c.moves for c in columns),
     }  # fmt: skip
-    return PhaseDiagram(_dataset(values, t, x, species[varied], ordered_threshold(box), attrs))
+    return PhaseDiagram(_dataset(values, t, x, species[varied], [ordered_threshold(box, c) for c in x], attrs))
 
 
 def _one_system(candidates: Sequence[Candidate]) -> tuple[Any, tuple[str, ...]]:
@@ -396,7 +401,7 @@ def _dataset(
     temperature: NDArray[np.float64],
     composition: NDArray[np.float64],
     name: str,
-    threshold: float,
+    threshold: Sequence[float],
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     """The map from the values of every draw, (5, draws, temperature, composition)."""
@@ -409,6 +414,7 @@ def _dataset(
         "p_separated": (plain, (phases == 2).mean(axis=0), "probability of phase separation"),
         "hysteresis": (plain, values[3].mean(axis=0), "share of draws whose chains from above and from below disagree"),
         "supported": (plain, values[4].mean(axis=0), "share of draws within the simulated couplings; the others hold the last, frozen value"),
+        "threshold": (("composition",), np.array(threshold), "order parameter above which a box counts as ordered or separated"),
     }
     axes = {
         "quantile": (np.array(QUANTILES), "quantile over the posterior draws"),
@@ -418,5 +424,5 @@ def _dataset(
     return xr.Dataset(
         {key: (dims, array, {"units": "1", "long_name": text}) for key, (dims, array, text) in columns.items()},
         {key: (key, array, {"units": "1", "long_name": text}) for key, (array, text) in axes.items()},
-        {**attrs, "ordered_threshold": threshold},
+        attrs,
     )

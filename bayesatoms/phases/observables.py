@@ -26,7 +26,7 @@ from scipy.special import gammainccinv
 from ..errors import InputError
 from ..lattice import Supercell
 
-ORDERED_FLOORS = 5.0  # see ordered_threshold
+FLOORS = 5.0  # see ordered_threshold
 PHASES = ("disordered", "ordered", "separated")
 
 
@@ -179,25 +179,29 @@ def disordered_floor(supercell: Supercell) -> float:
     return float(gammainccinv(b, 1 / pairs) / (b * pairs))
 
 
-def ordered_threshold(supercell: Supercell) -> float:
-    """The order parameter above which a box counts as ordered or separated: five floors.
+def ordered_threshold(supercell: Supercell, composition: float) -> float:
+    """The order parameter above which a box of a composition x counts as ordered or separated.
 
-    Among random alloys one in M^4 exceeds five floors (M pairs of wave vectors): never. And since a peak
-    that is only short-ranged holds S(k) / M, it would take S(k) > 5 ln M, a correlated patch of tens of
-    sites, which in a box of a few hundred sites is order across the box. It falls as ln(N) / N, so an
-    order that fills only part of the box is still found: at x = 0.1 a fully separated 24 x 24 box reaches
-    0.15 and the sqrt3 x sqrt3 order 0.22, against a threshold of 0.098.
+    Half of what complete separation into two slabs gives, 2 sin^2(pi x) / (pi^2 x (1 - x)): the middle of
+    the way, as one defines a melting point, on the scale that x allows (complete sqrt3 x sqrt3 order has
+    the same share at small x and more of it up to one third). A fixed multiple of the floor would not do:
+    a correlated patch as large as the box, such as the triangular antiferromagnet at x = 1/2 has, whose
+    correlations decay as 1 / sqrt(r) at zero temperature, gives 15 floors without any order. Yet never
+    below five floors, which one of M^4 random alloys exceeds (M pairs of wave vectors): with fewer atoms
+    than that (x < 0.1 for 24 x 24) the box is too small to tell, and nothing counts as ordered.
 
     Examples
     --------
     >>> from bayesatoms.lattice import Lattice
-    >>> round(ordered_threshold(Lattice.triangular().supercell((24, 24))), 3)
-    0.098
+    >>> box = Lattice.triangular().supercell((24, 24))
+    >>> [round(ordered_threshold(box, x), 3) for x in (0.02, 0.1, 1 / 3, 0.5)]
+    [0.098, 0.108, 0.342, 0.405]
     """
-    return ORDERED_FLOORS * disordered_floor(supercell)
+    slabs = 2 * np.sin(np.pi * composition) ** 2 / (np.pi**2 * composition * (1 - composition))
+    return float(max(slabs / 2, FLOORS * disordered_floor(supercell)))
 
 
-def phase(share: ArrayLike, separated: ArrayLike, threshold: float) -> NDArray[np.int64]:
+def phase(share: ArrayLike, separated: ArrayLike, threshold: ArrayLike) -> NDArray[np.int64]:
     """Which of `PHASES` it is: 0 disordered, 1 ordered, 2 separated.
 
     Parameters
@@ -206,7 +210,7 @@ def phase(share: ArrayLike, separated: ArrayLike, threshold: float) -> NDArray[n
         Order parameter.
     separated : array_like
         Whether its peak is at long wavelength, or the share of snapshots in which it is.
-    threshold : float
+    threshold : array_like
         From :func:`ordered_threshold`.
 
     Examples

@@ -1,0 +1,81 @@
+"""The command line: a few lines over the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import BayesAtomsError, CheckError
+
+app = typer.Typer(
+    help="Bayesian inference of the interactions that made a disordered material, from its atomically resolved images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option(help="Results folder; made if need be, continued if it holds a run.")]
+Workers = Annotated[int, typer.Option(min=1, help="Chains simulated at once; the answer does not depend on it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command()
+def demo(out: Out = Path("bayesatoms-demo"), workers: Workers = _CORES, seed: Annotated[int, typer.Option(min=0)] = 1, quiet: Quiet = False) -> None:
+    """The published MoS2-ReS2 counts, embedded: posteriors, comparison, phase map, report."""
+    from . import study
+
+    text = f'[study]\nname = "MoS2-ReS2, published counts"\nseed = {seed}\nmodels = "mos2_res2"\n'
+    _run(study.parse(text), out, workers, quiet)
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml")],
+    out: Out = Path("results"),
+    workers: Workers = _CORES,
+    quiet: Quiet = False,
+) -> None:
+    """Images and models of a study.toml: a results folder with report.html and summary.json."""
+    from . import study
+
+    _run(study.read(study_file), out, workers, quiet)
+
+
+def _run(plan, out: Path, workers: int, quiet: bool) -> None:  # noqa: ANN001 - Study, not imported before it is needed
+    from . import study
+    from .progress import Bars
+    from .reporting.report import write_report
+
+    bars = Bars(quiet=quiet)
+    results = study.run(plan, out, workers=workers, progress=bars)
+    bars.close()
+    title = plan.file.study.name
+    path = write_report(
+        results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled, title=title
+    )
+    typer.echo(str(results.comparison))
+    typer.echo(f"Report: {path}")
+    failed = {name: check.why for name, check in results.checks.items() if not check.ok}
+    if failed:
+        raise CheckError("; ".join(f"failed check {name}: {why}" for name, why in failed.items()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a deliberate error becomes one sentence and its exit code (2 input, 1 failed check), nothing else."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except BayesAtomsError as error:
+        print(f"bayesatoms: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("bayesatoms: stopped; finished chains are kept, run the same command to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
