@@ -25,7 +25,9 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 
 
 @app.command()
-def demo(out: Out = Path("bayesatoms-demo"), workers: Workers = _CORES, seed: Annotated[int, typer.Option(min=0)] = 1, quiet: Quiet = False) -> None:
+def demo(
+    out: Out = Path("bayesatoms-demo"), workers: Workers = _CORES, seed: Annotated[int, typer.Option(min=0)] = 1, quiet: Quiet = False
+) -> None:
     """The published MoS2-ReS2 counts, embedded: posteriors, comparison, phase map, report."""
     from . import study
 
@@ -46,7 +48,7 @@ def run(
     _run(study.read(study_file), out, workers, quiet)
 
 
-def _run(plan, out: Path, workers: int, quiet: bool) -> None:  # noqa: ANN001 - Study, not imported before it is needed
+def _run(plan, out: Path, workers: int, quiet: bool) -> None:
     from . import study
     from .progress import Bars
     from .reporting.report import write_report

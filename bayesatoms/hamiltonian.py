@@ -81,7 +81,9 @@ class Field(Term):
 
     def orbit(self, lattice: Lattice, species: Sequence[str]) -> Orbit:
         if self.sublattice is not None and self.sublattice not in lattice.sublattices:
-            raise InputError(f"field {self.name}: sublattice {self.sublattice!r} is unknown; the lattice has {sorted(set(lattice.sublattices))}")
+            raise InputError(
+                f"field {self.name}: sublattice {self.sublattice!r} is unknown; the lattice has {sorted(set(lattice.sublattices))}"
+            )
         origin = (0,) * lattice.dimension
         chosen = [b for b, s in enumerate(lattice.sublattices) if self.sublattice in (None, s)]
         sites = np.array([[(*origin, b)] for b in chosen], dtype=np.int64)
@@ -140,20 +142,31 @@ class Cluster(Term):
         name: str | None = None,
         prior: Any = None,
     ) -> None:
-        fields = {"species": tuple(species), "sites": np.array(sites, dtype=np.int64), "orbit_of": orbit, "layer": layer, "name": name, "prior": prior}
+        fields = {
+            "species": tuple(species),
+            "sites": np.array(sites, dtype=np.int64),
+            "orbit_of": orbit,
+            "layer": layer,
+            "name": name,
+            "prior": prior,
+        }
         for field, value in fields.items():
             object.__setattr__(self, field, value)
         _default_name(self, "c_" + "".join(self.species))
         if orbit not in ("one", "all"):
             raise InputError(f"cluster {self.name}: orbit {orbit!r} is unknown; expected 'one' or 'all'")
         if self.sites.ndim != 2 or len(self.sites) != len(self.species):
-            raise InputError(f"cluster {self.name}: {len(self.species)} species for sites of shape {self.sites.shape}; expected one site a species")
+            raise InputError(
+                f"cluster {self.name}: {len(self.species)} species for sites of shape {self.sites.shape}; expected one site a species"
+            )
         if len({tuple(s) for s in self.sites}) != len(self.sites):
             raise InputError(f"cluster {self.name}: a site is named twice")
 
     def orbit(self, lattice: Lattice, species: Sequence[str]) -> Orbit:
         if self.sites.shape[1] != lattice.dimension + 1:
-            raise InputError(f"cluster {self.name}: site references have {self.sites.shape[1]} numbers; this lattice needs {lattice.dimension + 1}")
+            raise InputError(
+                f"cluster {self.name}: site references have {self.sites.shape[1]} numbers; this lattice needs {lattice.dimension + 1}"
+            )
         home = _canonical(self.sites)
         decorations = {tuple(self.species[i] for i in p) for p in _stabiliser(self.sites, lattice.operations)}
         images = {home[0]: self.sites}
@@ -282,7 +295,10 @@ class Hamiltonian:
         """
         prior = self.terms[self.names.index(name)].prior
         if prior is None:
-            raise InputError(f"model {self.name}: coupling {name} has no prior; declare the term with prior=dist.Normal(0, 1) or another numpyro distribution")
+            raise InputError(
+                f"model {self.name}: coupling {name} has no prior; declare the term with prior=dist.Normal(0, 1) "
+                "or another numpyro distribution"
+            )
         return prior
 
 
@@ -339,7 +355,9 @@ class Compiled:
             n_species=n_species,
             n_sites=n_sites,
             tables=np.concatenate(tables) if tables else np.zeros((0, n_features)),
-            base=np.concatenate([np.full(len(m), b) for m, b in zip(members, bases, strict=True)]) if members else np.zeros(0, dtype=np.int64),
+            base=np.concatenate([np.full(len(m), b) for m, b in zip(members, bases, strict=True)])
+            if members
+            else np.zeros(0, dtype=np.int64),
             start=np.concatenate([[0], np.cumsum(np.bincount(sites, minlength=n_sites))]).astype(np.int64),
             touch=(np.concatenate(instance) if instance else np.zeros(0, dtype=np.int64))[order].astype(np.int64),
             stride=(np.concatenate(stride) if stride else np.zeros(0, dtype=np.int64))[order].astype(np.int64),

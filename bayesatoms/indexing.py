@@ -36,11 +36,15 @@ _NEAR, _REACH = 20, 2.4  # a local fit uses at most so many neighbours, no farth
 _RIDGE = 1.0  # weight of the fits beside it in a local fit, so that neighbours on one side only still make a fit
 _TIE = 0.05  # positions join the indexed region together if they fit as well as the best one to within this
 _SURE, _CAPTURE = 0.1, 0.45  # any fit within the first is good; none beyond the second, as half way begins the next site
+_TRIES = 6  # starts that are followed to a mean lattice
 _BOND, _SLIP = 1.3, 0.6  # pairs nearer than the first must agree with their indices to the second
 # What random and amorphous positions do not reach together, measured on thousands of sets of 12 to 1000 positions.
+_STRAIN = 0.17  # of the mean lattice; shear by 13 % is 0.065, the triangular lattice seen as a strained square one 0.27
+_POWER, _POWER_FEW = 0.12, 1.0  # power at the reflections: floor, and what chance adds to it, times sqrt(n)
 _KEPT, _AGREEING = 0.5, 0.6  # fractions of positions with an index, and of near pairs that agree with theirs
-_POWER, _CHANCE = 0.15, 1.5  # power at the reflections: floor, and what chance gives n positions times sqrt(n)
-_BLUR, _BLUR_FEW = 0.17, 0.15  # median residual: ceiling, and times sqrt(n) its widening for few positions
+_BLUR, _BLUR_FEW = 0.17, 0.15  # median residual: ceiling, and what chance adds to it, times sqrt(n)
+
+_ADVICE = "check that the columns were found, crop to one crystal, or name the lattice that it has"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +109,13 @@ def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: 
     ideal = _Ideal(lattice)
     points, hint = _checked(positions, ideal, sublattice_hint)
     scale = float(np.sqrt(_area_per_site(points) / ideal.area_per_site))
-    best, power = None, 0.0
-    for mean, its_power in _mean_lattices(points / scale, ideal):
+    best = None
+    for mean in _mean_lattices(points / scale, ideal):
         growth = _Growth(points / scale, ideal, mean, hint).run()
-        if best is None or growth.agreeing > best.agreeing:
-            best, power = growth, its_power
-        if best.agreeing > 0.8:  # the other candidates are for crystals hidden behind defects
+        best = growth if best is None or growth.agreeing > best.agreeing else best
+        if best.agreeing > 0.8:  # the other candidates are for crystals behind many defects
             break
-    _refuse_disorder(best, power)
+    _refuse_disorder(best)
     return _described(best, points)
 
 
@@ -140,17 +143,14 @@ def _checked_hint(hint: ArrayLike | None, n: int, n_basis: int) -> Integers:
     return given.astype(np.int64)
 
 
-def _refuse_disorder(growth: _Growth, power: float) -> None:
-    """Refuse positions without a lattice; chance alone may pass one of these tests, not all."""
+def _refuse_disorder(growth: _Growth) -> None:
     n, kept, agreeing = len(growth.x), growth.kept.mean(), growth.agreeing
-    blur = np.median(growth.residual[growth.kept]) if growth.kept.any() else np.inf
-    least, most = max(_POWER, _CHANCE / np.sqrt(n)), _BLUR + _BLUR_FEW / np.sqrt(n)
-    if kept < _KEPT or agreeing < _AGREEING or power < least or blur > most:
+    blur, most = np.median(growth.residual[growth.kept]) if growth.kept.any() else np.inf, _BLUR + _BLUR_FEW / np.sqrt(n)
+    if kept < _KEPT or agreeing < _AGREEING or blur > most:
         raise InputError(
-            f"{n} positions hold no {growth.ideal.lattice.name} lattice. Found (expected): order {power:.2f} (at least {least:.2f}), "
-            f"median distance to a site {blur:.2f} spacings (at most {most:.2f}), indexed {kept:.0%} (at least {_KEPT:.0%}), "
-            f"near pairs that agree with their indices {agreeing:.0%} (at least {_AGREEING:.0%}). "
-            "Check that all columns were found, crop to one crystal, or name the lattice that it has"
+            f"{n} positions hold no {growth.ideal.lattice.name} lattice: {kept:.0%} of them indexed (expected at least {_KEPT:.0%}), "
+            f"{agreeing:.0%} of near pairs in agreement with their indices (at least {_AGREEING:.0%}), "
+            f"median distance to a lattice site {blur:.2f} spacings (at most {most:.2f}); {_ADVICE}"
         )
 
 
@@ -183,6 +183,13 @@ class _Ideal:
 
     def places(self, sites: Integers) -> Floats:
         return sites[..., :2] @ self.cell + self.basis[sites[..., 2]]
+
+    def around(self, b: int) -> tuple[Integers, Floats]:
+        """The sites near basis site `b` of the home cell, and the way to them."""
+        sites = np.array(list(itertools.product(range(-2, 3), range(-2, 3), range(len(self.basis)))))
+        steps = self.places(sites) - self.basis[b]
+        near = (np.linalg.norm(steps, axis=1) < 1.5) & steps.any(axis=1)
+        return sites[near], steps[near]
 
     @cached_property
     def turns(self) -> list[Floats]:
@@ -254,8 +261,8 @@ def _strain(m: Floats) -> Floats:
     return shear / (4 * mean**2) + (np.log(mean) / 2) ** 2
 
 
-def _mean_lattices(x: Floats, ideal: _Ideal, most: int = 3) -> list[tuple[Floats, float]]:
-    """Maps from the ideal to the mean lattice with their power, the greatest first."""
+def _mean_lattices(x: Floats, ideal: _Ideal) -> list[Floats]:
+    """Candidate maps from the ideal to the mean lattice, the greatest power first; InputError where chance would have as much."""
     pairs = cKDTree(x).query_pairs(3.0, output_type="ndarray")
     pairs = pairs[:: max(1, len(pairs) // 4000)]
     d = x[pairs[:, 1]] - x[pairs[:, 0]]
@@ -265,25 +272,26 @@ def _mean_lattices(x: Floats, ideal: _Ideal, most: int = 3) -> list[tuple[Floats
     def loss(m: Floats, weight: Floats) -> Floats:
         return 10 * _strain(m) - _power(m, ideal, d, weight)  # 13 % of shear costs 0.04; strained superlattices cost more
 
-    starts, found = _starts(ideal), []
-    for m in _distinct(starts[np.argsort(loss(starts, near), kind="stable")], 2 * most):
+    starts, tried, found = _starts(ideal), [], []
+    for m in starts[np.argsort(loss(starts, near), kind="stable")]:
+        if len(tried) == _TRIES:
+            break
+        if any(np.abs(m - other).max() < 0.2 for other in tried):
+            continue
+        tried.append(m)
         for weight in (near, far):
             m = minimize(lambda v, w=weight: loss(v.reshape(2, 2), w), m.ravel(), method="BFGS", options={"gtol": 1e-3}).x.reshape(2, 2)
         power = float(_power(m, ideal, d, far))
-        if all(abs(power - other) > 1e-3 for _, other in found):  # turned by a symmetry, a lattice keeps its power
-            found.append((np.linalg.inv(m).T, power))
-    return sorted(found, key=lambda pair: -pair[1])[:most]
-
-
-def _distinct(starts: Floats, most: int) -> list[Floats]:
-    """The first `most` maps that differ from all chosen before them."""
-    chosen: list[Floats] = []
-    for m in starts:
-        if all(np.abs(m - other).max() > 0.2 for other in chosen):
-            chosen.append(m)
-        if len(chosen) == most:
-            break
-    return chosen
+        if _strain(m) < _STRAIN**2 and all(abs(power - other) > 1e-3 for other, _ in found):  # turned by a symmetry, it keeps its power
+            found.append((power, np.linalg.inv(m).T))
+    found.sort(key=lambda pair: -pair[0])
+    least = _POWER + _POWER_FEW / np.sqrt(len(x))
+    if not found or found[0][0] < least:
+        raise InputError(
+            f"{len(x)} positions hold no {ideal.lattice.name} lattice strained by less than {_STRAIN:.0%}: the power of its reflections is "
+            f"{found[0][0] if found else 0:.2f}, expected at least {least:.2f} (a perfect lattice has 1); {_ADVICE}"
+        )
+    return [m for power, m in found if power >= least]
 
 
 # ------------------------------------------------------------------ growth
@@ -324,13 +332,12 @@ class _Growth:
         return self
 
     def _plant(self, allowed: Truths) -> None:
-        """Index the position whose first shell fits the mean lattice best, and that shell."""
+        """Index the position whose surroundings fit the mean lattice best, and these."""
         best, seed = np.inf, None
         turns = self.ideal.turns if len(self.ideal.basis) > 1 else [np.eye(2)]
         for turn, b in itertools.product(turns, range(len(self.ideal.basis))):
-            shell = self.ideal.lattice.shell(1, b)
-            steps = (self.ideal.places(shell) - self.ideal.basis[b]) @ turn @ self.mean
-            apart, who = self.tree.query(self.x[:, None] + steps)
+            shell, steps = self.ideal.around(b)
+            apart, who = self.tree.query(self.x[:, None] + steps @ turn @ self.mean)
             misfit = np.where(apart < _CAPTURE, apart**2, 1).mean(axis=1)
             misfit[~allowed | ((self.hint >= 0) & (self.hint != b))] = np.inf
             i = int(misfit.argmin())

@@ -102,7 +102,9 @@ class Observation:
             raise InputError(f"{name}: count {values[wrong[0]]:g} of class {environments.names[wrong[0]]}; expected whole numbers >= 0")
         total = int(values.sum())
         if total == 0 or (sites is not None and total != sites):
-            raise InputError(f"{name}: the counts sum to {total}; expected {'at least one' if sites is None else sites} complete environments")
+            raise InputError(
+                f"{name}: the counts sum to {total}; expected {'at least one' if sites is None else sites} complete environments"
+            )
         error = check_label_error(label_error, len(environments.species))
         window = Window.block(environments, total)
         return cls(name, environments, values.astype(np.int64), window, error, None, temperature, dict(source or {}))
@@ -188,7 +190,10 @@ class Observation:
         rows = [r for r in rows if all((r[wanted[c]] or "").strip() for c in ("x", "y", "species"))]
         strange = sorted({r[wanted["species"]] for r in rows} - set(species))
         if strange:
-            raise InputError(f"{path}: column {wanted['species']!r} holds {', '.join(strange)}; expected {', '.join(species)}; choose rows with keep or declare the species")
+            raise InputError(
+                f"{path}: column {wanted['species']!r} holds {', '.join(strange)}; expected {', '.join(species)}; "
+                "choose rows with keep or declare the species"
+            )
         xy = _numbers(path, rows, wanted)
         try:
             indexing = index_positions(xy, lattice)
@@ -198,7 +203,14 @@ class Observation:
         labels = np.array([species.index(r[wanted["species"]]) for r in rows])[indexing.kept]
         configuration = Configuration.from_sites(lattice, species, sites, labels)
         order = np.argsort(configuration.supercell.index(np.column_stack([sites[:, :-1] - sites[:, :-1].min(axis=0), sites[:, -1]])))
-        source = {"file": path.name, "sha256": digest, "rows": total, "rows_used": len(rows), "sites_indexed": len(sites), "spacing": float(indexing.spacing)}
+        source = {
+            "file": path.name,
+            "sha256": digest,
+            "rows": total,
+            "rows_used": len(rows),
+            "sites_indexed": len(sites),
+            "spacing": float(indexing.spacing),
+        }
         keywords = {"name": name or path.stem, "source": source, "positions": xy[indexing.kept][order], **keywords}
         return cls.from_configuration(configuration, **keywords)
 

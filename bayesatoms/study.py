@@ -207,7 +207,9 @@ def _check_models(file: StudyFile, found: catalogue.Catalogue, path: Path) -> No
             raise InputError(f"{path}: model {wanted!r} is not in {found.path.name}; it has {', '.join(names)}")
     declared = file.lattice
     if declared is not None and Lattice.named(declared.name, declared.a_nm) != found.models[0].lattice:
-        raise InputError(f"{path}: [lattice] is {declared.name}, a = {declared.a_nm} nm; the models are on {found.models[0].lattice!r}; make them agree")
+        raise InputError(
+            f"{path}: [lattice] is {declared.name}, a = {declared.a_nm} nm; the models are on {found.models[0].lattice!r}; make them agree"
+        )
 
 
 def _image(section: ImageSection, number: int, path: Path, environments: Environments, relabel: Mapping[str, str] | None) -> Observation:
@@ -223,7 +225,13 @@ def _image(section: ImageSection, number: int, path: Path, environments: Environ
     if section.table is not None:
         columns = {**(section.columns or {}), **(relabel or {})}
         return Observation.from_table(
-            path.parent / section.table, environments.lattice, species, columns=columns, keep=section.keep, environments=environments, **keywords
+            path.parent / section.table,
+            environments.lattice,
+            species,
+            columns=columns,
+            keep=section.keep,
+            environments=environments,
+            **keywords,
         )
     if relabel is not None:
         raise InputError(f"{where}: relabel needs a table; counts carry no labels to exchange")
@@ -260,7 +268,13 @@ def _explain(error: ValidationError) -> str:
         section: Any = StudyFile
         for part in first["loc"][:-1]:
             if isinstance(part, str):
-                section = {"study": StudySection, "lattice": LatticeSection, "image": ImageSection, "infer": InferSection, "phases": PhasesSection}[part]
+                section = {
+                    "study": StudySection,
+                    "lattice": LatticeSection,
+                    "image": ImageSection,
+                    "infer": InferSection,
+                    "phases": PhasesSection,
+                }[part]
         return f"key {key} is unknown; expected one of {', '.join(section.model_fields)}"
     return f"key {key}: {first['msg'].lower()}; found {first.get('input')!r}"
 
@@ -411,7 +425,9 @@ def _image_summary(o: Observation) -> dict[str, Any]:
     return {
         "sites": o.n if o.configuration is None else o.configuration.n_seen,
         "environments": o.n,
-        "composition": {s: {"mean": float(m), "sd": float(d)} for s, m, d in zip(e.species, o.true_composition, o.composition_sd, strict=True)},
+        "composition": {
+            s: {"mean": float(m), "sd": float(d)} for s, m, d in zip(e.species, o.true_composition, o.composition_sd, strict=True)
+        },
         "histogram": {name: int(c) for name, c in zip(e.names, o.counts, strict=True)},
         "label_error": o.label_error.tolist(),
         "window": "assumed block" if o.configuration is None else "seen sites",
@@ -424,7 +440,10 @@ def _couplings(result: Result, name: str, kind: str) -> dict[str, Any]:
     low, high = (p.quantile(q) if fit.model.terms else np.zeros(0) for q in (0.05, 0.95))
     rows = zip(p.names, p.mean if p.names else (), p.sd if p.names else (), low, high, fit.crb_sd, strict=True)
     unit = "kT at formation"
-    return {n: {"mean": float(m), "sd": float(s), "q05": float(a), "q95": float(b), "unit": unit, "crb_sd": float(c)} for n, m, s, a, b, c in rows}
+    return {
+        n: {"mean": float(m), "sd": float(s), "q05": float(a), "q95": float(b), "unit": unit, "crb_sd": float(c)}
+        for n, m, s, a, b, c in rows
+    }
 
 
 def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[str, Any]:
@@ -437,7 +456,10 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         "s2": {o.name: float(s) for o, s in zip(result.observations, row.least.s2, strict=True)},
         "s2_total": row.least.total,
         "s2_error": row.least.error,
-        "s2_couplings": {n: {"value": float(v), "error": float(e)} for n, v, e in zip(fit.model.names, row.least.couplings, row.least.coupling_error, strict=True)},
+        "s2_couplings": {
+            n: {"value": float(v), "error": float(e)}
+            for n, v, e in zip(fit.model.names, row.least.couplings, row.least.coupling_error, strict=True)
+        },
         "bic": row.bic,
         "bic_published": row.bic_published,
         "waic": row.waic.elpd,
@@ -447,7 +469,9 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         "pareto_k_max": row.loo.pareto_k_max,
         "p_value": float(row.p_values[-1]),
         "p_values": {n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.p_values, strict=True)},
-        "p_values_chi_square": {n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.chi_square_p, strict=True)},
+        "p_values_chi_square": {
+            n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.chi_square_p, strict=True)
+        },
         "log_evidence": row.log_evidence[1.0],
         "log_evidence_error": row.evidence_error,
         "weight": row.weight[1.0],

@@ -65,7 +65,7 @@ class Window:
         grid = np.indices((side,) * lattice.dimension).reshape(lattice.dimension, -1).T
         b = len(lattice.basis)
         centres = np.column_stack([np.repeat(grid, b, axis=0), np.tile(np.arange(b), len(grid))])[:n]
-        seen = {tuple(c[:-1] + t[:-1]) + (int(t[-1]),) for c in centres for t in environments.templates[c[-1]]}
+        seen = {(*(c[:-1] + t[:-1]).tolist(), int(t[-1])) for c in centres for t in environments.templates[c[-1]]}
         sites = np.array(sorted(seen), dtype=np.int64)
         sites[:, :-1] -= sites[:, :-1].min(axis=0)
         return cls(sites)
@@ -143,9 +143,7 @@ class Operator:
         If the window does not fit into the supercell or the matrix is no matrix of probabilities.
     """
 
-    def __init__(
-        self, environments: Environments, window: Window, supercell: Supercell, label_error: ArrayLike | None = None
-    ) -> None:
+    def __init__(self, environments: Environments, window: Window, supercell: Supercell, label_error: ArrayLike | None = None) -> None:
         if any(n > m for n, m in zip(window.extent, supercell.shape, strict=True)):
             raise InputError(f"window of {window.extent} cells does not fit into a box of {supercell.shape}")
         if window.whole and (window.whole != supercell.shape or supercell.periodic != environments.lattice.periodic):
@@ -219,4 +217,3 @@ def _tally(seen, rows, strides, classes, counts):
             for j in range(len(strides)):
                 code += strides[j] * np.int64(seen[s, rows[r, j]])
             counts[s, classes[code]] += 1
-

@@ -46,7 +46,7 @@ class Settings:
     moved: float = 0.15
     support: float = 1.0
     warmup: int = 500
-    draws: int = 1000
+    draws: int = 2000
     parallel: int = 4
 
 
@@ -196,12 +196,21 @@ class Campaign:
         support = min(float(np.quantile(i.reweighting.support(some), 0.05)) for i in self.emulator.images.values())
         first = region.smooth is None
         still = not first and bool(max(shift.max(), width.max()) < self.settings.moved)
-        return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=still and support > self.settings.support, support=support)
+        return replace(
+            region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=still and support > self.settings.support, support=support
+        )
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
         for r in regions:
             sd = np.sqrt(np.diag(r.cov)).tolist()
-            row = {"round": number + 1, "model": r.model.name, "likelihood": r.kind, "mean": r.centre.tolist(), "sd": sd, "support": r.support}
+            row = {
+                "round": number + 1,
+                "model": r.model.name,
+                "likelihood": r.kind,
+                "mean": r.centre.tolist(),
+                "sd": sd,
+                "support": r.support,
+            }
             self.history.append({**row, "chains": len(self.design), "settled": r.settled})
 
 
@@ -219,10 +228,15 @@ def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observati
         if o.environments.key != first.key or o.environments.species != first.species:
             raise InputError(f"{o.name} is counted by {o.environments!r}, {observations[0].name} by {first!r}; expected the same for all")
         if np.count_nonzero(o.true_composition > 0) < 2:
-            raise InputError(f"{o.name} shows one species only; a fixed composition without a partner says nothing about couplings: leave it out")
+            raise InputError(
+                f"{o.name} shows one species only; a fixed composition without a partner says nothing about couplings: leave it out"
+            )
     for m in models:
         if m.lattice != first.lattice or m.species != first.species:
-            raise InputError(f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; the images are on {first.lattice!r} with {'/'.join(first.species)}")
+            raise InputError(
+                f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; "
+                f"the images are on {first.lattice!r} with {'/'.join(first.species)}"
+            )
 
 
 def scoring(
@@ -240,11 +254,13 @@ def scoring(
     return jacobian.T @ jacobian, jacobian.T @ apart
 
 
-def log_likelihoods(smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_likelihoods(
+    smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, couplings: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Log likelihood of each image at many couplings (m, k); shape (m, images)."""
     columns = []
     for o in observations:
-        mean, lower, histogram = smooth.factors(o.name, couplings)
+        mean, lower, histogram = (part[0] for part in smooth.factors([o.name], couplings))
         if kind == "calibrated":
             columns.append(calibrated_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
         else:
@@ -263,7 +279,9 @@ def log_prior(model: Hamiltonian, couplings: NDArray[np.float64], scale: float =
     return total
 
 
-def explore(smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, rng: np.random.Generator, n: int = 3000) -> NDArray[np.float64]:
+def explore(
+    smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, rng: np.random.Generator, n: int = 3000
+) -> NDArray[np.float64]:
     """Equally weighted draws (n, k) of the posterior on a smooth emulator, by adaptive importance sampling with Student-t proposals."""
     centre, root = smooth.centre, 1.3 * smooth.scale
     for _ in range(8):

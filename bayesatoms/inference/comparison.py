@@ -76,7 +76,8 @@ class Comparison:
         return f"The data do not decide: {_and(self.remain)} remain{behind}."
 
     def __str__(self) -> str:
-        head = f"{'model':<8}{'k':>2}{'S2':>9}{'BIC':>9}{'BIC publ.':>10}{'WAIC':>9}{'LOO':>9}{'p sim.':>8}{'p chi2':>8}{'ln Z':>9}{'weight':>8}  remains"
+        wide = {"S2": 9, "BIC": 9, "BIC publ.": 10, "WAIC": 9, "LOO": 9, "p sim.": 8, "p chi2": 8, "ln Z": 9, "weight": 8}
+        head = f"{'model':<8}{'k':>2}" + "".join(f"{title:>{width}}" for title, width in wide.items()) + "  remains"
         lines = [head]
         for r in self.rows.values():
             numbers = f"{r.couplings:>2}{r.least.total:>9.4f}{r.bic:>9.1f}{r.bic_published:>10.1f}{r.waic.elpd:>9.1f}{r.loo.elpd:>9.1f}"

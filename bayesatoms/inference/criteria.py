@@ -79,7 +79,9 @@ def least_distance(result: Result, model: Hamiltonian, starts: Sequence[NDArray[
     return LeastDistance(best, coupling_error, s2, float(n @ s2 / n.sum()), float(error))
 
 
-def image_s2(result: Result, model: Hamiltonian, couplings: NDArray[np.float64], keep: Sequence[NDArray] | None = None) -> NDArray[np.float64]:
+def image_s2(
+    result: Result, model: Hamiltonian, couplings: NDArray[np.float64], keep: Sequence[NDArray] | None = None
+) -> NDArray[np.float64]:
     """S2 of each image at a model's couplings straight from the pool; NaN where it has no support."""
     union, values = (couplings @ result.emulator.embed(model))[None], []
     for i, o in enumerate(result.observations):
@@ -208,7 +210,9 @@ def _importance(density, mean: NDArray, root: NDArray, rng: np.random.Generator,
 # ---------------------------------------------------------------------- simulated p-values
 
 
-def simulated_p_values(result: Result, model: Hamiltonian, draws: NDArray[np.float64], rng: np.random.Generator, replicates: int = 10) -> NDArray[np.float64]:
+def simulated_p_values(
+    result: Result, model: Hamiltonian, draws: NDArray[np.float64], rng: np.random.Generator, replicates: int = 10
+) -> NDArray[np.float64]:
     """How often an image of the model lies as far from it as the observed one; one p-value an image, then the total's.
 
     Images are simulated at posterior draws and seen through the window; each time the composition is

@@ -9,7 +9,7 @@ the draws afterwards. Both answer `moments`, the one thing a likelihood asks for
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckError
+from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
 from ..montecarlo.chains import Chain, autocorrelation_time, equilibration
 from ..observation import Observation
@@ -45,13 +45,13 @@ class Moments(NamedTuple):
 class AbstractEmulator(Protocol):
     """What a likelihood needs."""
 
-    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
-        """Moments of the image's statistic at couplings by name; differentiable by jax."""
+    def moments(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> Moments:
+        """Moments of the statistic at couplings by name, of one image or stacked for several; differentiable by jax."""
 
-    def statistic(self, observation: Observation) -> NDArray[np.float64]:
-        """The image's own value of it."""
+    def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """Its observed value."""
 
-    def n_composition(self, observation: Observation) -> int:
+    def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
         """How many of its leading rows are composition."""
 
 
@@ -138,7 +138,9 @@ class ImageEmulator:
         apart = self.values - self.values.mean(axis=0)
         return np.column_stack([apart, apart[:, i] * apart[:, j], self.counts / self.observation.n])
 
-    def histogram(self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def histogram(
+        self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean class frequencies at union couplings (m, q), and their support; `keep` leaves out snapshots (for a jackknife)."""
         weights = self.reweighting.weights(couplings)
         if keep is not None:
@@ -221,18 +223,22 @@ class Emulator:
         """Matrix (k, q) that turns a model's couplings into union couplings."""
         return np.array([[float(n == u) for u in self.names] for n in model.names]).reshape(len(model.names), len(self.names))
 
-    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
-        """Moments of an image's statistic; jax arrays may be passed and differentiated through."""
+    def moments(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> Moments:
+        """Moments of one image's statistic, or stacked for several; jax arrays may be passed and differentiated through."""
         import jax.numpy as jnp
 
-        return self.images[observation.name].moments(self.vector(couplings, jnp), jnp)
+        if isinstance(observation, Observation):
+            return self.images[observation.name].moments(self.vector(couplings, jnp), jnp)
+        each = [self.moments(o, couplings) for o in observation]
+        return Moments(*(jnp.stack(parts) for parts in zip(*each, strict=True)))
 
-    def statistic(self, observation: Observation) -> NDArray[np.float64]:
-        """The observed value of the statistic (its rows that vary in this image)."""
-        return self.declared(observation.counts)[list(self.images[observation.name].rows)]
+    def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """The observed value of the statistic (its rows that vary in this image), stacked for several."""
+        return _stacked(lambda o: self.declared(o.counts)[list(self.images[o.name].rows)], observation)
 
-    def n_composition(self, observation: Observation) -> int:
-        return self.images[observation.name].n_composition
+    def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
+        """Leading rows of the statistic that are composition."""
+        return _common(lambda o: self.images[o.name].n_composition, observation)
 
     def support(self, couplings: Mapping[str, float] | NDArray[np.float64]) -> float:
         """Effective records at the couplings in units of one chain, the worst image's."""
@@ -249,7 +255,10 @@ class Emulator:
         """
         support = self.support(couplings)
         if support < SUPPORT_BAR:
-            raise CheckError(f"the pool has no support at {dict(couplings)}: {support:.3f} of a chain, expected at least {SUPPORT_BAR}; simulate there first")
+            raise CheckError(
+                f"the pool has no support at {dict(couplings)}: {support:.3f} of a chain, expected at least {SUPPORT_BAR}; "
+                "simulate there first"
+            )
 
     @property
     def gradient_norm(self) -> float:
@@ -310,7 +319,9 @@ class SmoothEmulator:
             moments, support = image.batch(union)
             good = support >= SUPPORT_BAR
             if good.sum() < 2 * len(powers):
-                raise CheckError(f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}")
+                raise CheckError(
+                    f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}"
+                )
             weight = np.sqrt(np.minimum(support[good], 10))[:, None]
             basis = _monomials(z[good] / radius, powers) * weight
             lower = moments.lower[good]
@@ -326,38 +337,54 @@ class SmoothEmulator:
         """z of couplings (m, k)."""
         return (couplings - self.centre) @ xp.asarray(np.linalg.inv(self.scale)).T
 
-    def factors(self, name: str, couplings: Any, xp: ModuleType = np) -> Moments:
-        """Mean, Cholesky factor and histogram of an image at many couplings (m, k)."""
-        mean, entries, histogram = self.coefficients[name]
+    def factors(self, names: Sequence[str], couplings: Any, xp: ModuleType = np) -> Moments:
+        """Moments of several images of equal statistic size at many couplings (m, k); leading axes (images, m)."""
+        mean, entries, histogram = (np.stack([self.coefficients[n][part] for n in names]) for part in range(3))
         z = self.whitened(couplings, xp) / self.radius
         length = xp.sqrt(xp.sum(z**2, axis=1, keepdims=True) + 1e-30)
         basis = _monomials(z * xp.minimum(1.0, 1.0 / length), self.powers, xp)
-        d = mean.shape[1]
+        d = mean.shape[-1]
         i, j = np.tril_indices(d)
         flat = basis @ entries
         flat = xp.where(i == j, xp.exp(xp.where(i == j, flat, 0.0)), flat)
         place = np.zeros((len(i), d * d))
         place[np.arange(len(i)), i * d + j] = 1.0
         p = xp.maximum(basis @ histogram, 1e-12)
-        return Moments(basis @ mean, (flat @ place).reshape(-1, d, d), p / p.sum(axis=1, keepdims=True))
+        return Moments(basis @ mean, (flat @ place).reshape(*flat.shape[:-1], d, d), p / p.sum(axis=-1, keepdims=True))
 
-    def moments(self, observation: Observation, couplings: Mapping[str, Any]) -> Moments:
-        """Moments of an image's statistic at the model's couplings; differentiable by jax."""
+    def moments(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> Moments:
+        """Moments at the model's couplings, of one image or stacked for several; differentiable by jax."""
         import jax.numpy as jnp
 
         w = jnp.stack([jnp.asarray(couplings[n], dtype=float) for n in self.model.names])[None]
-        return Moments(*(part[0] for part in self.factors(observation.name, w, jnp)))
+        one = isinstance(observation, Observation)
+        found = self.factors([o.name for o in ([observation] if one else observation)], w, jnp)
+        return Moments(*(part[0, 0] if one else part[:, 0] for part in found))
 
     def leash(self, couplings: Any, xp: ModuleType = np) -> Any:
         """Log factor (m,) that continues the likelihood as a Gaussian beyond the radius, 0 inside."""
         z2 = xp.sum(self.whitened(couplings, xp) ** 2, axis=1)
         return -0.5 * xp.maximum(0.0, z2 - self.radius**2)
 
-    def statistic(self, observation: Observation) -> NDArray[np.float64]:
-        return self.observed[observation.name]
+    def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """The observed value, stacked for several images."""
+        return _stacked(lambda o: self.observed[o.name], observation)
 
-    def n_composition(self, observation: Observation) -> int:
-        return self.n_compositions[observation.name]
+    def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
+        """Leading rows of the statistic that are composition."""
+        return _common(lambda o: self.n_compositions[o.name], observation)
+
+
+def _stacked(value: Callable[[Observation], NDArray], observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+    return value(observation) if isinstance(observation, Observation) else np.stack([value(o) for o in observation])
+
+
+def _common(value: Callable[[Observation], int], observation: Observation | Sequence[Observation]) -> int:
+    """A number that all images must share to enter one distribution."""
+    found = {value(o) for o in ([observation] if isinstance(observation, Observation) else observation)}
+    if len(found) != 1:
+        raise InputError(f"images with {sorted(found)} rows of composition cannot share one distribution; give each its own")
+    return found.pop()
 
 
 def _monomials(z: Any, powers: NDArray[np.int64], xp: ModuleType = np) -> Any:

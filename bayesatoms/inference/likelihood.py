@@ -10,7 +10,7 @@ for independent ones and is therefore too sure, by a factor of about two in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +54,8 @@ class CalibratedDistance(dist.Distribution):
     Parameters
     ----------
     emulator : AbstractEmulator
-    observation : Observation
+    observation : Observation or sequence of Observation
+        Several images make a batch of one distribution: the same, and quicker to compile.
     couplings : mapping of str to float
         In kT at formation, by name.
 
@@ -74,12 +75,18 @@ class CalibratedDistance(dist.Distribution):
     pytree_aux_fields = ("n_given",)
 
     def __init__(
-        self, emulator: AbstractEmulator, observation: Observation, couplings: Mapping[str, Any], *, validate_args: bool | None = None
+        self,
+        emulator: AbstractEmulator,
+        observation: Observation | Sequence[Observation],
+        couplings: Mapping[str, Any],
+        *,
+        validate_args: bool | None = None,
     ) -> None:
         moments = emulator.moments(observation, couplings)
         self.mean_, self.lower = moments.mean, moments.lower
         self.n_given = emulator.n_composition(observation)
-        super().__init__((), jnp.shape(self.mean_), validate_args=validate_args)
+        shape = jnp.shape(self.mean_)
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Any) -> Any:
         """log p(t | composition) of a statistic, shape (d,)."""
@@ -87,8 +94,8 @@ class CalibratedDistance(dist.Distribution):
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         """Draw t (composition included) from the Normal law."""
-        noise = jax.random.normal(key, (*sample_shape, *self.event_shape))
-        return self.mean_ + noise @ self.lower.T
+        noise = jax.random.normal(key, (*sample_shape, *self.batch_shape, *self.event_shape))
+        return self.mean_ + (self.lower @ noise[..., None])[..., 0]
 
 
 class IndependentDistance(dist.Distribution):
@@ -98,14 +105,20 @@ class IndependentDistance(dist.Distribution):
     """
 
     support = constraints.simplex
-    pytree_data_fields = ("histogram",)
-    pytree_aux_fields = ("n",)
+    pytree_data_fields = ("histogram", "n")
 
     def __init__(
-        self, emulator: AbstractEmulator, observation: Observation, couplings: Mapping[str, Any], *, validate_args: bool | None = None
+        self,
+        emulator: AbstractEmulator,
+        observation: Observation | Sequence[Observation],
+        couplings: Mapping[str, Any],
+        *,
+        validate_args: bool | None = None,
     ) -> None:
-        self.histogram, self.n = emulator.moments(observation, couplings).histogram, observation.n
-        super().__init__((), jnp.shape(self.histogram), validate_args=validate_args)
+        self.histogram = emulator.moments(observation, couplings).histogram
+        self.n = observation.n if isinstance(observation, Observation) else np.array([o.n for o in observation])
+        shape = jnp.shape(self.histogram)
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Any) -> Any:
         """-2 N s^2 of a histogram, shape (n_classes,)."""
@@ -114,4 +127,4 @@ class IndependentDistance(dist.Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         """Frequencies of N independent environments: what this likelihood believes an image to be."""
         counts = dist.Multinomial(self.n, self.histogram).sample(key, sample_shape)
-        return counts / self.n
+        return counts / jnp.asarray(self.n)[..., None]

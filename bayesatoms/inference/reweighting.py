@@ -92,7 +92,9 @@ class Reweighting:
         features, couplings = np.atleast_2d(np.asarray(features, float)), np.atleast_2d(np.asarray(couplings, float))
         records = np.asarray(records, dtype=float)
         if records.sum() != len(features) or len(records) != len(couplings) or couplings.shape[1] != features.shape[1]:
-            raise InputError(f"{len(features)} snapshots of {features.shape[1]} features for {couplings.shape} couplings and {records.sum():g} records")
+            raise InputError(
+                f"{len(features)} snapshots of {features.shape[1]} features for {couplings.shape} couplings and {records.sum():g} records"
+            )
         centre = features.mean(axis=0)
         centred = features - centre
         negative = -(centred @ couplings.T)  # -u, (n, K)

@@ -106,8 +106,8 @@ def contrast(environments: Environments, orbit: Orbit, name: str) -> NDArray[np.
     seen = np.bincount([c for fits in used for c, _ in fits], minlength=len(orbit.sites))
     if (seen == 0).any():
         raise InputError(
-            f"term {name}: environments of {environments.shells} shell(s) show {np.count_nonzero(seen)} of its {len(seen)} clusters a cell; "
-            "use Environments with more shells, or a smaller cluster"
+            f"term {name}: environments of {environments.shells} shell(s) show {np.count_nonzero(seen)} of its "
+            f"{len(seen)} clusters a cell; use Environments with more shells, or a smaller cluster"
         )
     raw = np.zeros(environments.offsets[-1])
     for b, fits in enumerate(used):
@@ -144,6 +144,8 @@ def union(orbits_by_model: Mapping[str, Mapping[str, Orbit]]) -> dict[str, Orbit
     found: dict[str, tuple[str, Orbit]] = {}
     for model, (name, orbit) in itertools.chain.from_iterable(((m, item) for item in o.items()) for m, o in orbits_by_model.items()):
         if name in found and found[name][1].key != orbit.key:
-            raise InputError(f"coupling {name!r} means different terms in models {found[name][0]} and {model}; give one of them another name")
+            raise InputError(
+                f"coupling {name!r} means different terms in models {found[name][0]} and {model}; give one of them another name"
+            )
         found.setdefault(name, (model, orbit))
     return {name: orbit for name, (_, orbit) in found.items()}

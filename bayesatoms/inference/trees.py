@@ -47,7 +47,10 @@ def provenance(result: Result) -> dict[str, str]:
 
 
 def tree(result: Result, name: str) -> xr.DataTree:
-    """The tree of one model: posterior, posterior_independent, sample_stats, log_likelihood, posterior_predictive, prior, observed_data, constant_data.
+    """The tree of one model.
+
+    Groups: posterior, posterior_independent, sample_stats, log_likelihood, posterior_predictive, prior,
+    observed_data, constant_data.
 
     Parameters
     ----------
@@ -134,7 +137,9 @@ def _predictive(result: Result, name: str) -> xr.Dataset:
         columns.append(image.counts[picks])
     values = np.stack(columns, axis=1).reshape(*draws.shape[:2], len(columns), -1)
     coords = {"chain": np.arange(draws.shape[0]), "draw": np.arange(draws.shape[1]) * stride, **_labels(result)}
-    return xr.Dataset({"counts": _variable(("chain", "draw", "image", "environment"), values, "environment counts of a simulated image")}, coords)
+    return xr.Dataset(
+        {"counts": _variable(("chain", "draw", "image", "environment"), values, "environment counts of a simulated image")}, coords
+    )
 
 
 def _prior(result: Result, name: str, n: int = 1000) -> xr.Dataset:
@@ -167,12 +172,24 @@ def _constant(result: Result, name: str) -> xr.Dataset:
     species = list(environments.species)
     values = {
         "sites": _variable(("image",), [o.n for o in result.observations], "complete environments"),
-        "composition": _variable(("image", "species"), [o.true_composition for o in result.observations], "composition, label errors undone"),
-        "composition_sd": _variable(("image", "species"), [o.composition_sd for o in result.observations], "standard deviation of the composition"),
-        "label_error": _variable(("image", "species", "seen_species"), [o.label_error for o in result.observations], "probability of a label given the species"),
+        "composition": _variable(
+            ("image", "species"), [o.true_composition for o in result.observations], "composition, label errors undone"
+        ),
+        "composition_sd": _variable(
+            ("image", "species"), [o.composition_sd for o in result.observations], "standard deviation of the composition"
+        ),
+        "label_error": _variable(
+            ("image", "species", "seen_species"), [o.label_error for o in result.observations], "probability of a label given the species"
+        ),
         "contrasts": _variable(("statistic_row", "environment"), result.statistic.contrasts, "statistic per environment class"),
         "multiplicity": _variable(("environment",), environments.multiplicity, "raw environments of a class"),
         "crb_sd": _variable(("coupling",), fit.crb_sd, "Cramer-Rao bound of the standard deviation", _KT),
     }
-    coords = {**_labels(result), "species": species, "seen_species": species, "statistic_row": list(result.statistic.names), "coupling": list(fit.model.names)}
+    coords = {
+        **_labels(result),
+        "species": species,
+        "seen_species": species,
+        "statistic_row": list(result.statistic.names),
+        "coupling": list(fit.model.names),
+    }
     return xr.Dataset(values, coords=coords)

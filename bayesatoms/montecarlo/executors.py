@@ -17,7 +17,8 @@ Result = TypeVar("Result")
 class Executor(Protocol):
     """Something that applies a function to tasks and yields (task, result) as they finish."""
 
-    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]: ...
+    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+        """Yield (task, function(task)) as they finish."""
 
 
 class Serial:

@@ -27,8 +27,6 @@ from .executors import executor
 from .kernels import KERNEL_VERSION
 
 
-
-
 @dataclass(frozen=True, eq=False)
 class DesignPoint:
     """Where and how long to run one chain.
@@ -102,12 +100,15 @@ class Pool:
             try:
                 (self.folder / "chains").mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"pool folder {self.folder} cannot be made ({error.strerror}); expected a folder one may write to") from None
-            self._execute("CREATE TABLE IF NOT EXISTS chains (key TEXT PRIMARY KEY, couplings TEXT, counts TEXT, samples INT, moves INT, finished REAL)")
+                raise InputError(
+                    f"pool folder {self.folder} cannot be made ({error.strerror}); expected a folder one may write to"
+                ) from None
+            self._execute(
+                "CREATE TABLE IF NOT EXISTS chains "
+                "(key TEXT PRIMARY KEY, couplings TEXT, counts TEXT, samples INT, moves INT, finished REAL)"
+            )
 
-    def run(
-        self, points: Sequence[DesignPoint], *, workers: int = 1, progress: Progress | None = None, force: bool = False
-    ) -> list[Chain]:
+    def run(self, points: Sequence[DesignPoint], *, workers: int = 1, progress: Progress | None = None, force: bool = False) -> list[Chain]:
         """Chains of the design points in their order; only those not yet there are simulated.
 
         `force` simulates all of them anew.
@@ -174,4 +175,6 @@ class Pool:
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            raise InputError(f"pool catalogue {path} cannot be used ({error}); expected an sqlite file written by bayesatoms; move it away to start anew") from None
+            raise InputError(
+                f"pool catalogue {path} cannot be used ({error}); expected an sqlite file written by bayesatoms; move it away to start anew"
+            ) from None

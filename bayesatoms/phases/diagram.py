@@ -5,7 +5,8 @@ draw at every temperature. Per candidate the grid has a few directions of w, one
 |w| / T and the compositions asked for (nothing is interpolated in composition, where phases begin
 abruptly). Each (direction, composition) is annealed from above, |w| / T growing from a random start, and
 then from below, shrinking again; each magnitude takes over the last configuration of the one before.
-Where the two ways disagree, the grid point is not in equilibrium, and the map says so.
+Where the two ways disagree, or the energy lies above one met at higher temperature, the grid point is not
+in equilibrium, and the map says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ _RECORDS = 40  # snapshots a stage
 _BURN = 0.3  # part of a stage's sweeps before the first snapshot
 _ENOUGH = 0.2  # acceptance from which on a stage is shortened
 _SIGMAS = 3.0  # the two ways disagree if further apart than so many standard errors
-_ORDER, _ALPHA, _LONG = range(3)  # what is recorded at a grid point
+_ATTEMPTS = 3  # anneals of a column that gets trapped
+_ORDER, _ALPHA, _LONG, _ENERGY = range(4)  # what is recorded at a grid point
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Candidate:
         k, name = len(self.hamiltonian.names), self.hamiltonian.name
         draws = np.asarray(self.couplings, dtype=float)
         if k and (draws.ndim != 2 or draws.shape[1] != k or not len(draws) or not np.isfinite(draws).all()):
-            raise InputError(f"model {name}: couplings of shape {draws.shape} given; expected finite draws of shape (draws, {k}), at least one")
+            raise InputError(f"model {name}: couplings of shape {draws.shape} given; expected finite draws (n, {k}), n >= 1")
         if not (np.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"model {name}: weight {self.weight} given; expected a number >= 0")
         object.__setattr__(self, "couplings", draws if k else np.zeros((1, 0)))
@@ -81,10 +83,11 @@ class PhaseDiagram:
         d = self.dataset
         ordered = d.p_ordered.to_numpy()
         row, column = np.unravel_index(np.argmax(ordered), ordered.shape)
+        where = {"temperature": float(d.temperature[row]), "composition": float(d.composition[column])}
         warm = d.temperature.to_numpy()[(ordered > 0.5).any(axis=1)]
         return {
             "max_p_ordered": float(ordered.max()),
-            "max_p_ordered_at": None if not ordered.any() else {n: float(d[n][i]) for n, i in (("temperature", row), ("composition", column))},
+            "max_p_ordered_at": where if ordered.any() else None,
             "ordered_up_to": float(warm.max()) if len(warm) else None,
             "max_p_separated": float(d.p_separated.max()),
             "max_hysteresis": float(d.hysteresis.max()),
@@ -114,17 +117,27 @@ class _Column:
     values: NDArray[np.float64]
     unsettled: NDArray[np.bool_]
     top: int
+    trapped: bool
+    energy: float  # the lowest mean met
     chains: int
     moves: int
 
 
 def _anneal(job: _Job) -> _Column:
+    """Anneal, again if it got trapped, and keep the attempt of lowest energy."""
+    attempts: list[_Column] = []
+    while not attempts or (attempts[-1].trapped and len(attempts) < _ATTEMPTS):
+        attempts.append(_attempt(job, job.entropy.spawn(1)[0]))
+    best = min(attempts, key=lambda column: column.energy)
+    return replace(best, chains=sum(c.chains for c in attempts), moves=sum(c.moves for c in attempts))
+
+
+def _attempt(job: _Job, entropy: np.random.SeedSequence) -> _Column:
     """Anneal from above until frozen, then from below."""
     last = len(job.magnitudes) - 1
-    start, *seeds = job.entropy.spawn(1 + 2 * (last + 1))
+    start, *seeds = entropy.spawn(1 + 2 * (last + 1))
     labels = np.random.default_rng(start).permutation(np.repeat(np.arange(len(job.counts)), job.counts))
-    means, errors, moves, top = np.zeros((2, last + 1, 3)), np.zeros((2, last + 1, 3)), 0, last
-    acceptance = 1.0
+    means, errors, moves, top, acceptance = np.zeros((2, last + 1, 4)), np.zeros((2, last + 1, 4)), 0, last, 1.0
     for branch in (0, 1):
         for step in range(last + 1) if branch == 0 else range(top, -1, -1):
             # what relaxes a stage are accepted swaps: where most are, a fraction of the sweeps does
@@ -133,38 +146,50 @@ def _anneal(job: _Job) -> _Column:
                 job.compiled, job.direction * job.magnitudes[step], labels,
                 samples=_RECORDS, burn=burn, sweeps=recorded / _RECORDS, seed=seeds[step + branch * (last + 1)],
             )  # fmt: skip
-            snapshots, acceptance = chain.snapshots, chain.acceptance
-            labels, moves = snapshots[-1], moves + chain.moves
-            means[branch, step], errors[branch, step] = _record(snapshots, job)
+            snapshots, acceptance, moves = chain.snapshots, chain.acceptance, moves + chain.moves
+            labels = snapshots[-1]
+            means[branch, step], errors[branch, step] = _record(snapshots, chain.features @ job.direction, job)
             # frozen: an atom of the rarer species moves less than once while the whole stage is recorded
             if branch == 0 and acceptance * recorded < 1:
                 top = step
                 break
-    apart, noise = np.abs(means[1] - means[0]), _SIGMAS * np.hypot(*errors)
-    # a difference below what one random box shows anyway has no bearing on the phase
-    resolved = (disordered_floor(job.supercell), 1 / np.sqrt(bond_count(job.supercell)))
-    unsettled = ((apart > noise) & (apart > (*resolved, np.inf))).any(axis=1)
-    values = means.mean(axis=0)
-    values[top + 1 :], unsettled[top + 1 :] = values[top], unsettled[top]  # held beyond; `top` marks it as extrapolated
-    return _Column(values, unsettled, top, top + 1 + top + 1, moves)
+    means, errors = means[:, : top + 1], errors[:, : top + 1]
+    trapped = _trapped(means[..., _ENERGY], errors[..., _ENERGY])
+    unsettled = _disagree(means, errors, job.supercell) | trapped
+    held = np.minimum(np.arange(last + 1), top)  # beyond the top the frozen values hold; `top` marks them as extrapolated
+    values = means[..., :_ENERGY].mean(axis=0)
+    return _Column(values[held], unsettled[held], top, bool(trapped.any()), float(means[..., _ENERGY].min()), 2 * (top + 1), moves)
 
 
-def _record(snapshots: NDArray[np.uint8], job: _Job) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means over a stage and their standard errors: order parameter, alpha, share of snapshots with a long-wave peak."""
+def _record(snapshots: NDArray[np.uint8], energy: NDArray[np.float64], job: _Job) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means over a stage and their standard errors: order parameter, alpha, share of snapshots with a long-wave peak, energy."""
     order = order_parameter(snapshots, job.supercell, species=job.varied)
-    series = np.stack([order.share, warren_cowley(snapshots, job.supercell), order.separated.astype(float)])
+    series = np.stack([order.share, warren_cowley(snapshots, job.supercell), order.separated.astype(float), energy])
     times = np.array([autocorrelation_time(row) for row in series])
     return series.mean(axis=1), series.std(axis=1, ddof=1) * np.sqrt(times / series.shape[1])
 
 
-def representative_directions(units: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """At most `n` of the unit vectors, spread over all of them: the most central one, then always the farthest.
+def _disagree(means: NDArray[np.float64], errors: NDArray[np.float64], box: Supercell) -> NDArray[np.bool_]:
+    """Where the two ways differ in order or alpha by more than the noise, and more than one random box shows anyway."""
+    apart, noise = np.abs(means[1] - means[0]), _SIGMAS * np.hypot(*errors)
+    resolved = (disordered_floor(box), 1 / np.sqrt(bond_count(box)))
+    return ((apart > noise)[:, :_LONG] & (apart[:, :_LONG] > resolved)).any(axis=1)
 
-    Examples
-    --------
-    >>> representative_directions(np.array([[1.0], [-1.0], [1.0]]), 8).tolist()
-    [[1.0], [-1.0]]
+
+def _trapped(energy: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where a chain stayed above an energy (per unit of magnitude) already met at a smaller magnitude v, on either way.
+
+    In equilibrium d<E>/dv = -Var(E) <= 0, so such a chain is stuck, in domains for instance; since the way
+    from below starts there too, comparing the two ways would not tell.
     """
+    lowest, noise = np.minimum.accumulate(energy.min(axis=0)), _SIGMAS * error
+    visible = 0.02 * (energy.max() - energy.min())
+    before = np.concatenate([[np.inf], lowest[:-1]])
+    return (energy - noise > before + visible).any(axis=0)
+
+
+def _spread_out(units: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """At most `n` of the unit vectors, spread over all of them: the most central one, then always the farthest."""
     chosen = [units[int(np.argmax(units @ units.mean(axis=0)))]]
     while len(chosen) < n:
         nearest = (units @ np.array(chosen).T).max(axis=1)
@@ -195,12 +220,15 @@ class _Part:
     columns: dict[tuple[int, int], _Column] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, candidate: Candidate, draws: NDArray[np.float64], n_directions: int) -> _Part:
+    def of(cls, candidate: Candidate, n: int, seed: int, n_directions: int) -> _Part:
+        """Choose `n` draws, each at most once if there are enough, and the directions that stand for them."""
+        available = len(candidate.couplings)
+        draws = candidate.couplings[np.random.default_rng(_entropy(seed, candidate)).choice(available, n, replace=n > available)]
         strength = np.linalg.norm(draws, axis=1)
         if not strength.any():  # the random alloy: exact, no chains
             return cls(candidate, strength, np.zeros((0, draws.shape[1])), np.zeros((len(draws), 0)))
         units = draws[strength > 0] / strength[strength > 0, None]
-        directions = representative_directions(units, n_directions)
+        directions = _spread_out(units, n_directions)
         weights = np.zeros((len(draws), len(directions)))
         weights[strength > 0] = _mix(units, directions)
         weights[strength == 0, 0] = 1.0  # at magnitude 0 all directions are one
@@ -215,14 +243,13 @@ class _Part:
         """Order, alpha, long-wave share, unsettled and supported (5, draws, temperature, composition) from the grid."""
         v = self.strength[:, None] / temperature
         out = np.zeros((5, *v.shape, n_compositions))
+        out[4] = 1.0
         if not len(self.directions):
             out[:3] = np.reshape(random, (3, 1, 1, 1))
-            out[4] = 1.0
             return out
         # knot 0 is the random alloy at magnitude 0, knot 1 + i the i-th magnitude; linear in the logarithm from knot 1 on
         place = np.where(v < _WEAKEST, v / _WEAKEST, 1 + np.log(np.maximum(v, _WEAKEST) / _WEAKEST) / np.log(_STEP))
-        out[4] = 1.0
-        for (d, x), column in self.columns.items():
+        for (d, x), column in sorted(self.columns.items()):  # not as they finished: sums round
             knots = np.vstack([[*random, 0.0], np.column_stack([column.values, column.unsettled])])
             share = self.weights[:, d, None]
             for q in range(4):
@@ -240,7 +267,7 @@ def phase_diagram(
     seed: int,
     workers: int = 1,
     size: int | Sequence[int] | None = None,
-    sweeps: float = 1200.0,
+    sweeps: float = 2400.0,
     directions: int = 8,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PhaseDiagram:
@@ -273,8 +300,8 @@ def phase_diagram(
     Returns
     -------
     PhaseDiagram
-        Its dataset holds warren_cowley and order_parameter (quantile, temperature, composition), p_ordered,
-        p_separated, hysteresis and supported (temperature, composition), each with units and long_name.
+        Its dataset holds warren_cowley and order_parameter (quantile, temperature, composition), p_ordered, p_separated,
+        hysteresis and supported (temperature, composition), threshold (composition), each with units and long_name.
 
     Raises
     ------
@@ -292,25 +319,23 @@ def phase_diagram(
     lattice, species = _one_system(candidates)
     varied, x = _composition(composition, species)
     t = _rising("temperature", np.geomspace(0.02, 2, 13) if temperature is None else temperature, np.inf)
-    if draws < 1 or directions < 1 or not sweeps >= _RECORDS:
-        raise InputError(f"draws {draws}, directions {directions}, sweeps {sweeps} given; expected draws and directions >= 1, sweeps >= {_RECORDS}")
+    for name, value, least in (("draws", draws, 1), ("directions", directions, 1), ("sweeps", sweeps, _RECORDS), ("seed", seed, 0)):
+        if not (np.isfinite(value) and value >= least):
+            raise InputError(f"{name} {value} given; expected a number of at least {least}")
     box = lattice.supercell(_shape(lattice.dimension, len(lattice.basis), size))
     counts = [whole_counts([c, 1 - c] if varied == 0 else [1 - c, c], box.n_sites) for c in x]
     if min(c.min() for c in counts) < 1:
         raise InputError(f"composition {x.tolist()} leaves a species without atoms among {box.n_sites} sites; use a larger size")
     weights = np.array([c.weight for c in candidates])
-    parts = [
-        _Part.of(c, _choose(c, n, seed), directions)
-        for c, n in zip(candidates, whole_counts(weights / weights.sum(), draws), strict=True)
-        if n
-    ]
+    shares = whole_counts(weights / weights.sum(), draws)
+    parts = [_Part.of(c, int(n), seed, directions) for c, n in zip(candidates, shares, strict=True) if n]
     jobs = _jobs(parts, box, counts, varied, float(t[0]), float(sweeps), seed)
     for done, (job, column) in enumerate(executor(workers).run(_anneal, jobs), 1):
         part, *place = jobs[job]
         part.columns[tuple(place)] = column
         if progress is not None:
             progress("phases", done, len(jobs))
-    random = (disordered_floor(box), -1 / (box.n_sites - 1), 0.0)
+    random = (disordered_floor(box), -1 / (box.n_sites - 1), 0.0)  # order, alpha, long-wave share of the random alloy
     values = np.concatenate([p.evaluate(t, len(x), random) for p in parts], axis=1)
     columns = [c for p in parts for c in p.columns.values()]
     attrs = {
@@ -318,7 +343,12 @@ def phase_diagram(
         "models": [c.hamiltonian.name for c in candidates], "weights": (weights / weights.sum()).tolist(),
         "chains": sum(c.chains for c in columns), "moves": sum(c.moves for c in columns),
     }  # fmt: skip
-    return PhaseDiagram(_dataset(values, t, x, species[varied], [ordered_threshold(box, c) for c in x], attrs))
+    axes = {
+        "quantile": (np.array(QUANTILES), "quantile over the posterior draws"),
+        "temperature": (t, "temperature relative to the formation temperature"),
+        "composition": (x, f"fraction of {species[varied]}"),
+    }
+    return PhaseDiagram(_dataset(values, axes, [ordered_threshold(box, c) for c in x], attrs))
 
 
 def _one_system(candidates: Sequence[Candidate]) -> tuple[Any, tuple[str, ...]]:
@@ -328,7 +358,7 @@ def _one_system(candidates: Sequence[Candidate]) -> tuple[Any, tuple[str, ...]]:
     systems = {(c.hamiltonian.lattice, c.hamiltonian.species) for c in candidates}
     names = [c.hamiltonian.name for c in candidates]
     if len(systems) > 1 or len(set(names)) < len(names):
-        raise InputError(f"models {', '.join(names)} given; expected different names on one lattice with the same species in the same order")
+        raise InputError(f"models {', '.join(names)} given; expected different names, one lattice, and the same species in the same order")
     lattice, species = systems.pop()
     if len(species) != 2:
         raise InputError(f"species {', '.join(species)} given; a phase diagram expects two species for now")
@@ -363,15 +393,9 @@ def _shape(dimension: int, n_basis: int, size: int | Sequence[int] | None) -> tu
     return shape
 
 
-def _entropy(seed: int, part: Candidate, *place: int) -> np.random.SeedSequence:
+def _entropy(seed: int, candidate: Candidate, *place: int) -> np.random.SeedSequence:
     """Random numbers by identity: the model's name and place, so that neither workers nor other candidates change them."""
-    return np.random.SeedSequence((seed, zlib.crc32(part.hamiltonian.name.encode()), *place))
-
-
-def _choose(candidate: Candidate, n: int, seed: int) -> NDArray[np.float64]:
-    """`n` rows of the draws, each at most once if there are enough."""
-    rows = len(candidate.couplings)
-    return candidate.couplings[np.random.default_rng(_entropy(seed, candidate)).choice(rows, n, replace=n > rows)]
+    return np.random.SeedSequence((seed, zlib.crc32(candidate.hamiltonian.name.encode()), *place))
 
 
 def _jobs(
@@ -397,29 +421,20 @@ def _version() -> str:
 
 
 def _dataset(
-    values: NDArray[np.float64],
-    temperature: NDArray[np.float64],
-    composition: NDArray[np.float64],
-    name: str,
-    threshold: Sequence[float],
-    attrs: dict[str, Any],
+    values: NDArray[np.float64], axes: dict[str, tuple[NDArray[np.float64], str]], threshold: Sequence[float], attrs: dict[str, Any]
 ) -> xr.Dataset:
     """The map from the values of every draw, (5, draws, temperature, composition)."""
     phases = phase(values[_ORDER], values[_LONG], threshold)
     spread, plain = ("quantile", "temperature", "composition"), ("temperature", "composition")
+    order, alpha = (np.quantile(values[q], QUANTILES, axis=0) for q in (_ORDER, _ALPHA))
     columns = {
-        "warren_cowley": (spread, np.quantile(values[_ALPHA], QUANTILES, axis=0), "Warren-Cowley parameter, nearest neighbours (0 random, negative: unlike)"),
-        "order_parameter": (spread, np.quantile(values[_ORDER], QUANTILES, axis=0), "largest share of the spectral weight in one pair of wave vectors"),
+        "warren_cowley": (spread, alpha, "Warren-Cowley parameter, nearest neighbours (0 random, negative: unlike preferred)"),
+        "order_parameter": (spread, order, "largest share of the spectral weight in one pair of wave vectors"),
         "p_ordered": (plain, (phases == 1).mean(axis=0), "probability of long-range order"),
         "p_separated": (plain, (phases == 2).mean(axis=0), "probability of phase separation"),
-        "hysteresis": (plain, values[3].mean(axis=0), "share of draws whose chains from above and from below disagree"),
-        "supported": (plain, values[4].mean(axis=0), "share of draws within the simulated couplings; the others hold the last, frozen value"),
+        "hysteresis": (plain, values[3].mean(axis=0), "share of draws whose chains are not in equilibrium"),
+        "supported": (plain, values[4].mean(axis=0), "share of draws within the simulated couplings; the others hold the frozen value"),
         "threshold": (("composition",), np.array(threshold), "order parameter above which a box counts as ordered or separated"),
-    }
-    axes = {
-        "quantile": (np.array(QUANTILES), "quantile over the posterior draws"),
-        "temperature": (temperature, "temperature relative to the formation temperature"),
-        "composition": (composition, f"fraction of {name}"),
     }
     return xr.Dataset(
         {key: (dims, array, {"units": "1", "long_name": text}) for key, (dims, array, text) in columns.items()},
