@@ -133,24 +133,22 @@ def _checked(positions: ArrayLike, ideal: _Ideal, hint: ArrayLike | None) -> tup
     width = np.linalg.svd(points, compute_uv=False)[1] / np.sqrt(len(points))
     if width <= 0.25 * np.median(cKDTree(points).query(points, 2)[0][:, 1]):
         raise InputError(f"all {len(points)} positions lie on one line or point; expected a lattice that fills part of the plane")
-    return points, _checked_hint(hint, len(points), len(ideal.basis))
-
-
-def _checked_hint(hint: ArrayLike | None, n: int, n_basis: int) -> Integers:
-    given = np.full(n, -1) if hint is None else np.asarray(hint)
-    if given.shape != (n,) or given.dtype.kind not in "iu" or given.min() < -1 or given.max() >= n_basis:
-        raise InputError(f"sublattice_hint of shape {given.shape} does not fit; expected {n} integers from -1 (unknown) to {n_basis - 1}")
-    return given.astype(np.int64)
+    given = np.full(len(points), -1) if hint is None else np.asarray(hint)
+    n, last = len(points), len(ideal.basis) - 1
+    if given.shape != (n,) or given.dtype.kind not in "iu" or given.min() < -1 or given.max() > last:
+        raise InputError(f"sublattice_hint of shape {given.shape} does not fit; expected {n} integers from -1 (unknown) to {last}")
+    return points, given.astype(np.int64)
 
 
 def _refuse_disorder(growth: _Growth) -> None:
     n, kept, agreeing = len(growth.x), growth.kept.mean(), growth.agreeing
-    blur, most = np.median(growth.residual[growth.kept]) if growth.kept.any() else np.inf, _BLUR + _BLUR_FEW / np.sqrt(n)
-    if kept < _KEPT or agreeing < _AGREEING or blur > most:
+    strain = np.sqrt(_strain(growth.maps[growth.kept].mean(axis=0))) if kept else np.inf
+    blur, most = np.median(growth.residual[growth.kept]) if kept else np.inf, _BLUR + _BLUR_FEW / np.sqrt(n)
+    if kept < _KEPT or agreeing < _AGREEING or blur > most or strain > _STRAIN:
         raise InputError(
             f"{n} positions hold no {growth.ideal.lattice.name} lattice: {kept:.0%} of them indexed (expected at least {_KEPT:.0%}), "
-            f"{agreeing:.0%} of near pairs in agreement with their indices (at least {_AGREEING:.0%}), "
-            f"median distance to a lattice site {blur:.2f} spacings (at most {most:.2f}); {_ADVICE}"
+            f"{agreeing:.0%} of near pairs in agreement with their indices (at least {_AGREEING:.0%}), median distance to a lattice site "
+            f"{blur:.2f} spacings (at most {most:.2f}), lattice strained by {strain:.0%} (at most {_STRAIN:.0%}); {_ADVICE}"
         )
 
 
@@ -218,9 +216,6 @@ class _Ideal:
         apart[(hint[:, None] >= 0) & (options[..., 2] != hint[:, None])] = np.inf
         best = (np.arange(len(q)), apart.argmin(axis=1))
         return options[best], apart[best]
-
-
-# ------------------------------------------------------------------ the mean lattice
 
 
 def _area_per_site(x: Floats) -> float:
@@ -294,9 +289,6 @@ def _mean_lattices(x: Floats, ideal: _Ideal) -> list[Floats]:
     return [m for power, m in found if power >= least]
 
 
-# ------------------------------------------------------------------ growth
-
-
 class _Growth:
     """The indexed region of one set of positions; lengths in spacings of the mean lattice."""
 
@@ -305,8 +297,8 @@ class _Growth:
         self.x, self.mean, self.ideal, self.hint = x / unit, mean / unit, ideal, hint
         self.tree = cKDTree(self.x)
         distance, near = self.tree.query(self.x, min(_NEAR + 1, len(x)))
-        self.near, self.distance = near[:, 1:], distance[:, 1:]
         self.everyone = np.arange(len(x))
+        self.near, self.distance = near[:, 1:], np.where(near == self.everyone[:, None], np.inf, distance)[:, 1:]
         self._clear()
 
     def _clear(self) -> None:
@@ -322,12 +314,12 @@ class _Growth:
             self._plant(outside)
             self._grow()
             self._relax()
-            if best is None or self.kept.sum() > best[1].sum():
-                best = self.sites, self.kept, self.maps
+            if best is None or self.kept.sum() > best[0].sum():
+                best = self.kept, self.sites, self.maps
             outside &= ~self.kept
             if outside.mean() < 0.5:
                 break
-        self.sites, self.kept, self.maps = best
+        self.kept, self.sites, self.maps = best
         self._judge()
         return self
 

@@ -14,7 +14,7 @@ from .couplings import corner, label_shift, posteriors
 from .fits import histogram, predicted_counts, s2_landscape, weights
 from .phases import phase_map
 from .structure import environment_key, site_map
-from .style import model_colours, save, to_png, to_svg
+from .style import model_colours, save, signed, to_png, to_svg
 
 __all__ = [
     "corner",
@@ -27,6 +27,7 @@ __all__ = [
     "predicted_counts",
     "s2_landscape",
     "save",
+    "signed",
     "site_map",
     "to_png",
     "to_svg",

@@ -1,0 +1,137 @@
+"""What the numbers mean, in words: sign conventions, and what the images cannot tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..hamiltonian import Cluster, Field, Hamiltonian, Orbit, Pair, Term
+from ..inference.comparison import Comparison
+from ..inference.posterior import Result
+from ..inference.statistic import contrast
+from ..lattice import Lattice
+
+_PRIOR_BOUND = 0.9  # posterior sd over prior sd, above which the images say next to nothing
+_ORDINAL = {1: "nearest", 2: "second", 3: "third", 4: "fourth"}
+
+
+def meaning(term: Term, lattice: Lattice) -> str:
+    """What a coupling counts and what its sign means, in one sentence.
+
+    Examples
+    --------
+    >>> meaning(Pair("Mo", "Re"), Lattice.triangular(0.316))
+    'w1: energy of a Mo–Re pair of nearest neighbours (0.316 nm); above 0 they avoid each other, below 0 they prefer each other.'
+    """
+    if isinstance(term, Pair):
+        apart = lattice.shell_distances(term.shell)[-1]
+        along = "" if term.direction is None else f" along direction {term.direction}"
+        sign = "above 0 they avoid each other, below 0 they prefer each other"
+        shell = _ORDINAL.get(term.shell, f"shell-{term.shell}")
+        return f"{term.name}: energy of a {term.a}–{term.b} pair of {shell} neighbours ({apart:.3g} nm){along}{_layer(term)}; {sign}."
+    if isinstance(term, Field):
+        where = "" if term.sublattice is None else f" of sublattice {term.sublattice}"
+        return f"{term.name}: energy of a {term.species} on a site{where}{_layer(term)}; above 0 it is driven out."
+    if isinstance(term, Cluster):
+        spread = "in all orientations" if term.orbit_of == "all" else "in the one orientation declared"
+        body = f"energy of a ({', '.join(term.species)}) cluster of {len(term.species)} sites, {spread}{_layer(term)}"
+        return f"{term.name}: {body}; above 0 such clusters are rare, below 0 frequent."
+    return f"{term.name}: energy of each occurrence of the term; above 0 it is rare, below 0 frequent."
+
+
+def _layer(term: Any) -> str:
+    return "" if term.layer is None else f" within layer {term.layer}"
+
+
+def prior_text(prior: Any) -> str:
+    """A prior as one would write it.
+
+    Examples
+    --------
+    >>> from numpyro import distributions as dist
+    >>> prior_text(dist.Normal(0, 2))
+    'Normal(0, 2)'
+    """
+    values = [getattr(prior, name, None) for name in prior.arg_constraints]
+    known = [v for v in values if v is not None and np.ndim(v) == 0]
+    return f"{type(prior).__name__}({', '.join(f'{float(v):g}' for v in known)})"
+
+
+# ---------------------------------------------------------------------- what the images cannot tell
+
+
+def identifiability(result: Result, comparison: Comparison) -> list[str]:
+    """What these images and this statistic cannot tell apart, a sentence each."""
+    models = [fit.model for fit in result.fits.values()]
+    found = [note for model in models for note in (*_orientations(result, model), *_redundant_pairs(model))]
+    found += _prior_bound(result)
+    if result.statistic.dropped:
+        dropped = ", ".join(result.statistic.dropped)
+        found.append(
+            f"In every crystal the counts of {dropped} follow from those of the other terms and the composition; "
+            "the statistic does not list them twice, and models that differ by them alone cannot be told apart."
+        )
+    nested = [name.removeprefix("nested: ").split(" in ") for name in comparison.checks if name.startswith("nested: ")]
+    found += [
+        f"{inner} is {outer} at special couplings: {outer} can only fit as well or better."
+        for inner, outer in nested
+        if result[inner].draws.size
+    ]
+    return found
+
+
+def _orientations(result: Result, model: Hamiltonian) -> list[str]:
+    """Terms on one of several orientations that the classes count alike."""
+    alike: dict[int, list[str]] = {}
+    for term, orbit in zip(model.terms, model.orbits, strict=True):
+        others = _other_orientations(term, orbit, model)
+        own = contrast(result.statistic.environments, orbit, term.name)
+        same = [o for o in others if np.allclose(contrast(result.statistic.environments, o, term.name), own, atol=1e-9)]
+        if same:
+            alike.setdefault(len(same) + 1, []).append(term.name)
+    return [
+        f"{model.name}: {', '.join(names)} {'act' if len(names) > 1 else 'acts'} on one of {n} orientations that the environment classes "
+        "count alike: the images cannot tell which orientation carries the interaction."
+        for n, names in alike.items()
+    ]
+
+
+def _other_orientations(term: Term, orbit: Orbit, model: Hamiltonian) -> list[Orbit]:
+    """The same term turned into the other orientations that the lattice's symmetry has."""
+    if isinstance(term, Pair) and term.direction is not None:
+        others = [d for d in range(len(model.lattice.directions(term.shell))) if d != term.direction]
+        return [Pair(term.a, term.b, term.shell, d, term.layer).orbit(model.lattice, model.species) for d in others]
+    if isinstance(term, Cluster) and term.orbit_of == "one":
+        every = Cluster(term.species, term.sites, orbit="all").orbit(model.lattice, model.species)
+        return [Orbit(sites[None], orbit.table, term.layer) for sites in every.sites[1:]]  # the first is the cluster itself
+    return []
+
+
+def _redundant_pairs(model: Hamiltonian) -> list[str]:
+    """More pair couplings on a shell than a fixed composition leaves identifiable."""
+    k = len(model.species)
+    most = k * (k - 1) // 2
+    shells = Counter((t.shell, t.direction, t.layer) for t in model.terms if isinstance(t, Pair))
+    return [
+        f"{model.name}: {n} pair couplings on shell {shell}; at fixed composition only {most} of them can be told apart for {k} species."
+        for (shell, _, _), n in shells.items()
+        if n > most
+    ]
+
+
+def _prior_bound(result: Result) -> list[str]:
+    """Couplings whose posterior is hardly narrower than the prior."""
+    found = []
+    for fit in result.fits.values():
+        for name, sd in zip(fit.model.names, _sd(fit.draws), strict=True):
+            width = float(np.sqrt(np.asarray(fit.model.prior(name).variance)))
+            if np.isfinite(width) and sd > _PRIOR_BOUND * width:
+                found.append(f"{fit.model.name}: {name} is as uncertain as before the images were seen (sd {sd:.2f}, prior {width:.2f}).")
+    return found
+
+
+def _sd(draws: np.ndarray) -> Sequence[float]:
+    return draws.std(axis=0, ddof=1).tolist() if draws.size else []

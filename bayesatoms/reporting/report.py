@@ -1,0 +1,313 @@
+"""The report: one self-contained HTML page about a run, the verdict first.
+
+Each section of the template has one small collector here that turns results into plain rows; figures
+are drawn by `plots` and embedded, so the page needs no other file and no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from .. import plots
+from ..errors import InputError
+from ..inference.comparison import PRIOR_SCALES, Comparison, compare, remaining
+from ..inference.criteria import log_evidence
+from ..inference.posterior import Check, Fit, Result
+from ..inference.trees import versions
+from ..observation import Observation
+from ..phases.diagram import PhaseDiagram
+from ..study import write
+from ..units import to_energy
+from .notes import identifiability, meaning, prior_text
+from .references import cited
+
+_AS_GIVEN = "as given"  # the labelling of the result itself
+_MOST_CORNER = 6  # couplings of a corner plot
+
+
+def write_report(
+    result: Result,
+    diagram: PhaseDiagram | None = None,
+    path: str | PathLike[str] = "report.html",
+    *,
+    comparison: Comparison | None = None,
+    relabelled: Mapping[str, Result] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write one self-contained HTML page about a run.
+
+    Parameters
+    ----------
+    result : Result
+    diagram : PhaseDiagram, optional
+        Adds the phase map.
+    path : path
+        Written whole or not at all.
+    comparison : Comparison, optional
+        As ``compare(result)`` gives it; computed if left out.
+    relabelled : mapping of labelling to Result, optional
+        The same images under other labels: adds how the couplings move.
+    title : str, optional
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+
+    Examples
+    --------
+    ``write_report(result, diagram, "report.html")`` after ``result = infer(...)``.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"report {path} cannot be written: there is no folder {path.parent}; make it first")
+    comparison = comparison or compare(result)
+    page = _template().render(_page(result, diagram, comparison, dict(relabelled or {}), title))
+    try:
+        write(path, page)
+    except OSError as error:
+        raise InputError(f"report {path} cannot be written ({error.strerror}); choose another place") from None
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(fixed=_fixed, signed=_signed, p=_p)
+    return environment.from_string(resources.files(__package__).joinpath("template.html").read_text(encoding="utf8"))
+
+
+def _page(
+    result: Result, diagram: PhaseDiagram | None, comparison: Comparison, relabelled: Mapping[str, Result], title: str | None
+) -> dict:
+    """Everything the template shows."""
+    checks = {**result.checks, **comparison.checks}
+    failed = _failed(checks) + [(f"{label}: {name}", why) for label, r in relabelled.items() for name, why in _failed(r.checks)]
+    return {
+        "title": title or f"Interactions inferred from {_plural(len(result.observations), 'image')}",
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "result": result,
+        "comparison": comparison,
+        "units": _plural(comparison.n_units, comparison.units.removesuffix("s")),
+        "scales": PRIOR_SCALES,
+        "failed": failed,
+        "checks": checks,
+        "models": _models(result, comparison),
+        "couplings": _couplings(result),
+        "temperature": _temperature(result.observations),
+        "images": [_image(result, comparison, i) for i in range(len(result.observations))],
+        "notes": identifiability(result, comparison),
+        "coupling_figures": _coupling_figures(result, comparison),
+        "image_figures": _image_figures(result, comparison),
+        "relabelled": _labellings(result, relabelled),
+        "phases": _phases(diagram),
+        "settings": asdict(result.settings),
+        "versions": {**versions(), **{name: metadata.version(name) for name in ("matplotlib", "jinja2")}},
+        "inputs": _inputs(result),
+        "references": cited(["comparison", *(["phases"] if diagram is not None else [])]),
+    }
+
+
+def _failed(checks: Mapping[str, Check]) -> list[tuple[str, str]]:
+    return [(name, check.why) for name, check in checks.items() if not check.ok]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _models(result: Result, comparison: Comparison) -> list[dict[str, Any]]:
+    """Each candidate, best first: what its terms mean."""
+    found = []
+    for name in comparison.order:
+        model = result[name].model
+        terms = [{"text": meaning(t, model.lattice), "prior": prior_text(t.prior)} for t in model.terms]
+        found.append({"name": name, "remains": name in comparison.remain, "terms": terms})
+    return found
+
+
+def _couplings(result: Result) -> list[dict[str, Any]]:
+    """A row for every coupling of every model."""
+    temperature = _temperature(result.observations)
+    return [_coupling(fit, i, temperature) for fit in result.fits.values() for i in range(len(fit.model.names))]
+
+
+def _coupling(fit: Fit, i: int, temperature: float | None) -> dict[str, Any]:
+    p, other = fit.posterior, fit.posteriors["independent" if fit.likelihood == "calibrated" else "calibrated"]
+    row = {"model": fit.model.name, "name": p.names[i], "mean": p.mean[i], "sd": p.sd[i], "crb": fit.crb_sd[i]}
+    row |= {"low": p.quantile(0.05)[i], "high": p.quantile(0.95)[i], "other_mean": other.mean[i], "other_sd": other.sd[i]}
+    if temperature is not None:
+        row |= {"mev": to_energy(p.mean[i], temperature, "meV"), "mev_sd": to_energy(p.sd[i], temperature, "meV")}
+    return row
+
+
+def _temperature(observations: Iterable[Observation]) -> float | None:
+    """The formation temperature, if all images share a known one."""
+    known = {o.temperature for o in observations}
+    return known.pop() if len(known) == 1 else None
+
+
+def _image(result: Result, comparison: Comparison, place: int) -> dict[str, Any]:
+    """One image: what it is, and what each model makes of it."""
+    o, rows = result.observations[place], comparison.rows.values()
+    return {
+        "name": o.name,
+        "n": o.n,
+        "composition": _composition(o),
+        "label_error": _label_error(o),
+        "window": _window(o),
+        "s2": [r.least.s2[place] for r in rows],
+        "p": [r.p_values[place] for r in rows],
+    }
+
+
+def _composition(o: Observation) -> str:
+    seen, true, sd = o.composition, o.true_composition, o.composition_sd
+    parts = []
+    for i, species in enumerate(o.environments.species[1:], 1):
+        labelled = "" if np.allclose(seen, true) else f" ({_fixed(seen[i])} as labelled)"
+        parts.append(f"{species} {_fixed(true[i])} ± {_fixed(sd[i])}{labelled}")
+    return ", ".join(parts)
+
+
+def _label_error(o: Observation) -> str:
+    species, error = o.environments.species, o.label_error
+    wrong = [(i, j) for i, j in np.ndindex(error.shape) if i != j and error[i, j] > 0]
+    return ", ".join(f"{species[i]} read as {species[j]} {100 * error[i, j]:.3g} %" for i, j in wrong) or "none assumed"
+
+
+def _window(o: Observation) -> str:
+    extent = " × ".join(map(str, o.window.extent))
+    if o.configuration is None:
+        return f"unknown (counts only); a block of {extent} cells stands in"
+    if o.window.whole:
+        return f"whole periodic crystal, {extent} cells"
+    return f"{o.configuration.n_seen} sites seen within {extent} cells"
+
+
+def _inputs(result: Result) -> list[tuple[str, str]]:
+    """Where each input came from, with its hashes."""
+    found = [(name, f"sha256 {digest}") for name, digest in result.sources.items()]
+    for o in result.observations:
+        counts = hashlib.blake2b(o.counts.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        found.append((o.name, "; ".join([*(f"{k} {v}" for k, v in o.source.items()), f"counts {counts}"])))
+    return found
+
+
+def _labellings(result: Result, relabelled: Mapping[str, Result]) -> dict[str, Any] | None:
+    """How the couplings and the remaining models change with the labels."""
+    if not relabelled:
+        return None
+    every = {_AS_GIVEN: result, **relabelled}
+    rows = []
+    for label, r in every.items():
+        images = ", ".join(f"{o.name}: N {o.n}, {_composition(o)}" for o in r.observations)
+        failed = [name for name, _ in _failed(r.checks)]
+        rows.append({"label": label, "images": images, "couplings": _couplings(r), "remain": ", ".join(_remain(r)), "failed": failed})
+    text = "Posterior mean, standard deviation (thick) and 5–95 % interval (thin) of each coupling, for each labelling of the same images."
+    return {"rows": rows, "figure": _picture(plots.label_shift(every), "Couplings by labelling", text)}
+
+
+def _remain(result: Result) -> tuple[str, ...]:
+    """Which models remain, by the evidence alone."""
+    weights: dict[float, dict[str, float]] = {}
+    for scale in PRIOR_SCALES:
+        values = np.array([log_evidence(result, fit, scale)[0] for fit in result.fits.values()])
+        weights[scale] = dict(zip(result.fits, np.exp(values - np.logaddexp.reduce(values)).tolist(), strict=True))
+    return remaining(weights)
+
+
+def _phases(diagram: PhaseDiagram | None) -> dict[str, Any] | None:
+    if diagram is None:
+        return None
+    text = (
+        "Lines: the order parameter crosses its threshold at the median (solid) and at the 5 and 95 % quantiles (dashed) of the posterior. "
+        "Temperatures are relative to the formation temperature. Hatched: more than 10 % of the draws ask for stronger interactions than "
+        "were simulated, the values shown there are the last ones simulated."
+    )
+    attrs = {k: diagram.dataset.attrs[k] for k in ("models", "weights", "box", "sweeps") if k in diagram.dataset.attrs}
+    return {"figure": _picture(plots.phase_map(diagram), "Phase map", text), "summary": {**diagram.summary(), **attrs}}
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def _coupling_figures(result: Result, comparison: Comparison) -> list[dict[str, str]]:
+    fits = [fit for fit in result.fits.values() if fit.model.terms]
+    found = [
+        _picture(
+            plots.posteriors(result),
+            "Posterior densities of the couplings",
+            "Posterior of every coupling under the calibrated (solid) and the independent, published likelihood (dashed). The bar is one "
+            "Cramér–Rao standard deviation either way of the mean: no analysis of these images could be surer.",
+        ),
+        _picture(
+            plots.weights(comparison), "Posterior weights of the models", "Posterior weight of each model under three widths of the priors."
+        ),
+    ]
+    for fit in fits:
+        name = fit.model.name
+        if 2 <= len(fit.model.names) <= _MOST_CORNER:
+            text = f"{name}: contours that hold 50 and 90 % of the draws, solid calibrated, dashed independent."
+            found.append(_picture(plots.corner(result, fit.model), f"Pairs of couplings of {name}", text))
+        text = f"{name}: total S² straight from the pool, as the published analysis minimises it; the bars are Monte Carlo errors."
+        figure = plots.s2_landscape(result, fit.model, comparison.rows[name].least)
+        found.append(_picture(figure, f"Statistical distance of {name}", text))
+    return found
+
+
+def _image_figures(result: Result, comparison: Comparison) -> list[dict[str, str]]:
+    found = []
+    for o in result.observations:
+        text = (
+            "Sites of the image." if o.configuration is not None else "Only counts are known; in brackets what a random alloy would show."
+        )
+        found.append(_picture(plots.site_map(o), f"Image {o.name}", f"{o.name}. {text}"))
+        text = f"{o.name}. Observed counts of environment classes (circles), and the mean and 5–95 % of simulated images for each model."
+        found.append(_picture(plots.histogram(result, o, comparison), f"Histogram of {o.name}", text))
+    environments = result.statistic.environments
+    if environments.lattice.dimension == 2 and environments.n_classes <= 60:
+        text = "The classes of environment, with their names and how many raw environments each holds."
+        found.append(_picture(plots.environment_key(environments), "Classes of environment", text))
+    return found
+
+
+def _picture(figure: Figure, name: str, caption: str) -> dict[str, str]:
+    """A figure as a data URI, its text for those who cannot see it, and its caption."""
+    svg = base64.b64encode(plots.to_svg(figure).encode()).decode()
+    return {"source": f"data:image/svg+xml;base64,{svg}", "name": name, "caption": caption}
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    """A number; an en dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not np.isfinite(value) else plots.signed(value, digits)
+
+
+def _p(value: float | None) -> str:
+    """A p-value or a weight: three digits, or that it is smaller."""
+    return "–" if value is None or not np.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n:,} {noun}s"
