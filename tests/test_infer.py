@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import arviz_base
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray as xr
 
 from bayesatoms.configuration import UNSEEN, Configuration
 from bayesatoms.errors import InputError
@@ -27,7 +27,7 @@ SPECIES = ("A", "B")
 ERROR = np.array([[0.97, 0.03], [0.03, 0.97]])
 P1 = Hamiltonian("P1", Pair("A", "B", prior=dist.Normal(0, 0.5)), lattice=LATTICE, species=SPECIES)
 RANDOM = Hamiltonian("R", lattice=LATTICE, species=SPECIES)
-QUICK = Settings(points=4, samples=160, warmup=200, draws=300)
+QUICK = Settings(points=4, samples=160, warmup=300, draws=1000)
 
 
 def photograph(rng, w=0.25, x=0.3, side=30, window=24, error=ERROR, missing=0.01, name="image"):
@@ -122,7 +122,7 @@ def test_resumes_from_a_folder(images, result, tmp_path):
 
 def test_tree_has_the_shape_arviz_expects(result, tmp_path):
     path = trees.save(result, "P1", tmp_path / "P1.nc")
-    with arviz_base.from_netcdf(str(path)) as tree:
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
         groups = {"posterior", "sample_stats", "log_likelihood", "posterior_predictive", "prior", "observed_data", "constant_data"}
         assert groups <= set(tree.children)
         assert tree["posterior"]["w1"].dims == ("chain", "draw")
@@ -144,7 +144,8 @@ def test_waic_equals_arviz_on_the_same_terms(result):
     arviz = pytest.importorskip("arviz", reason="arviz with waic is not installed")
     if not hasattr(arviz, "waic"):
         pytest.skip("this arviz has no waic (it was dropped in 1.0)")
-    values = result["P1"].posterior.log_likelihood
+    values = result["P1"].posterior.log_likelihood - 10  # any terms will do; theirs warns where a variance exceeds 0.4
+    values = values.mean(axis=(0, 1)) + 0.3 * (values - values.mean(axis=(0, 1)))
     theirs = arviz.waic(arviz.from_dict(posterior={"w": values[..., 0]}, log_likelihood={"y": values}))
     ours = waic(values.reshape(-1, values.shape[-1]))
     assert (ours.elpd, ours.p, ours.se) == pytest.approx((theirs.elpd_waic, theirs.p_waic, theirs.se), abs=1e-8)

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -10,11 +12,13 @@ import pytest
 from nbclient import NotebookClient
 
 from bayesatoms import catalogue
+from bayesatoms.inference.campaign import Settings
+from bayesatoms.study import StudyFile
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-DECLARING = ROOT / "docs" / "declaring_models.md"
+DECLARING, STUDY_FILE = ROOT / "docs" / "declaring_models.md", ROOT / "docs" / "study_file.md"
 LONGEST = 120  # characters in a line of a page
 
 
@@ -40,10 +44,12 @@ def test_notebook_is_valid_and_stripped(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.filterwarnings("ignore")  # in this process runs Jupyter only; warnings of the notebook itself are looked at below
 def test_notebook_runs(path, tmp_path, monkeypatch):
     # the kernel starts elsewhere, so that a notebook leans on the package only and leaves nothing behind
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, where there are no widgets
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
@@ -69,9 +75,24 @@ def test_the_models_file_of_the_docs_loads(tmp_path):
     path = tmp_path / "my_models.py"
     path.write_text(source, encoding="utf8")
     loaded = catalogue.load(path)
-    assert [m.name for m in loaded.models][0] == "R"
+    assert loaded.models[0].name == "R"
     assert len(loaded.models) > 1
     assert loaded.data
+
+
+def test_the_study_file_page_names_every_key_and_default():
+    text = STUDY_FILE.read_text(encoding="utf8")
+    example = re.search(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL).group(1)
+    StudyFile.model_validate(tomllib.loads(example))
+    parts = re.split(r"^## `\[+(\w+)\]+`$", text.partition("## The results folder")[0], flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert set(sections) == set(StudyFile.model_fields)
+    for name, field in StudyFile.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(kind, "model_fields")]
+        rows = re.findall(r"^\| `(\w+)`", sections[name], flags=re.MULTILINE)
+        assert sorted(rows) == sorted(kinds[0].model_fields), name
+    for key, value in asdict(Settings()).items():
+        assert f"| `{key}` | {value} |" in sections["infer"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)

@@ -106,7 +106,8 @@ def test_the_published_many_body_row_is_noticed():
 
 
 def test_nesting_is_found_from_the_features(comparison):
-    assert {n for n in comparison.checks} == {f"nested: {a} in {b}" for a, b in (("R", "P1"), ("R", "P2"), ("R", "M"), ("P1", "P2"), ("P1", "M"))}
+    pairs = ("R", "P1"), ("R", "P2"), ("R", "M"), ("P1", "P2"), ("P1", "M")
+    assert set(comparison.checks) == {f"nested: {a} in {b}" for a, b in pairs}
 
 
 def test_models_without_couplings_take_part(result):

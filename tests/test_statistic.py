@@ -29,7 +29,8 @@ def triangles(orbit):
 @pytest.mark.parametrize(
     ("lattice", "terms", "shape"),
     [
-        (TRIANGULAR, [Pair("A", "B"), Pair("A", "B", shell=2), Pair("B", "B", shell=3), Cluster("AAB", UP, orbit="all"), Field("B")], (6, 7)),
+        (TRIANGULAR, [Pair("A", "B"), Pair("A", "B", shell=2), Pair("B", "B", shell=3), Field("B")], (6, 7)),
+        (TRIANGULAR, [Cluster("AAB", UP, orbit="all"), Cluster("BBB", UP, orbit="all")], (6, 7)),
         (Lattice.square(), [Pair("A", "B"), Pair("A", "B", shell=2), Pair("A", "B", shell=3)], (6, 5)),
         (Lattice.honeycomb(), [Pair("A", "B"), Pair("A", "B", shell=2), Field("B")], (5, 6)),
         (Lattice.cubic(), [Pair("A", "B"), Pair("B", "B", shell=2)], (4, 5, 4)),
@@ -76,7 +77,6 @@ def test_one_name_for_two_terms_is_refused():
 def test_pseudo_likelihood_of_the_published_counts():
     """Numbers found for these counts by an independent logistic regression."""
     images = catalogue.load("mos2_res2").data
-    p1 = Hamiltonian("P1", Pair("Mo", "Re"), **ALLOY)
     p1 = Hamiltonian("P1", Pair("Mo", "Re"), lattice=images[0].environments.lattice, species=("Mo", "Re"))
     found = pseudo_likelihood(p1, images)
     assert found.exact and (found.couplings[0], found.sd[0]) == pytest.approx((-0.062, 0.035), abs=5e-4)

@@ -40,7 +40,7 @@ def test_one_sublattice_of_a_table(data):
     o = Observation.from_table(path, METAL, ("W", "V"), columns=columns, keep={"species": ["W", "V"]})
     assert (o.source["rows_used"], o.configuration.n_seen, o.n) == (970, 970, 846)
     assert o.configuration.composition[1] == pytest.approx(0.067, abs=5e-4)
-    with pytest.raises(InputError, match="column 'species' holds Se, Se2; expected W, V; choose rows with keep"):
+    with pytest.raises(InputError, match="column 'species' holds Se2, Se2Vac, SeVac; expected W, V; choose rows with keep"):
         Observation.from_table(path, METAL, ("W", "V"), columns=columns)
 
 

@@ -26,6 +26,7 @@ from .pseudolikelihood import pseudo_likelihood
 from .statistic import Statistic, union
 
 KINDS = ("calibrated", "independent")
+_AWAY = 2.5  # standard deviations from a region's centre beyond which a posterior is not inside it
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,10 @@ class Campaign:
             return replace(region, settled=False)  # too thin a pool: more chains over the same region
         draws = explore(smooth, self.observations, region.kind, rng)
         centre, cov = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
+        away = float(np.linalg.norm(smooth.whitened(centre[None])))
+        if away > _AWAY:
+            # the posterior lies beyond this region: what was found is its edge, whose width says nothing
+            return replace(region, centre=centre, cov=region.cov, draws=draws, smooth=smooth, settled=False)
         sd = np.sqrt(np.diag(cov))
         shift = np.abs(centre - region.centre) / sd
         width = np.abs(np.log(sd / np.sqrt(np.diag(region.cov))))

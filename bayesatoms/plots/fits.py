@@ -117,7 +117,13 @@ def histogram(result: Result, observation: Observation, comparison: Comparison |
     handles = [Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=5.5, label="observed")]
     names = {m.name: _judged(m.name, observation, result, comparison) for m in models}
     handles += [Line2D([], [], color=colours[n], lw=2.6, alpha=0.6, label=text) for n, text in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), columnspacing=1.2, handlelength=1.2)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), int(figure.get_figwidth() / 1.75)),
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
     return figure
 
 

@@ -24,22 +24,22 @@ def meaning(term: Term, lattice: Lattice) -> str:
     Examples
     --------
     >>> meaning(Pair("Mo", "Re"), Lattice.triangular(0.316))
-    'w1: energy of a Mo–Re pair of nearest neighbours (0.316 nm); above 0 they avoid each other, below 0 they prefer each other.'
+    'energy of a Mo–Re pair of nearest neighbours (0.316 nm); above 0 they avoid each other, below 0 they prefer each other'
     """
     if isinstance(term, Pair):
         apart = lattice.shell_distances(term.shell)[-1]
         along = "" if term.direction is None else f" along direction {term.direction}"
         sign = "above 0 they avoid each other, below 0 they prefer each other"
         shell = _ORDINAL.get(term.shell, f"shell-{term.shell}")
-        return f"{term.name}: energy of a {term.a}–{term.b} pair of {shell} neighbours ({apart:.3g} nm){along}{_layer(term)}; {sign}."
+        return f"energy of a {term.a}–{term.b} pair of {shell} neighbours ({apart:.3g} nm){along}{_layer(term)}; {sign}"
     if isinstance(term, Field):
         where = "" if term.sublattice is None else f" of sublattice {term.sublattice}"
-        return f"{term.name}: energy of a {term.species} on a site{where}{_layer(term)}; above 0 it is driven out."
+        return f"energy of a {term.species} on a site{where}{_layer(term)}; above 0 it is driven out"
     if isinstance(term, Cluster):
         spread = "in all orientations" if term.orbit_of == "all" else "in the one orientation declared"
         body = f"energy of a ({', '.join(term.species)}) cluster of {len(term.species)} sites, {spread}{_layer(term)}"
-        return f"{term.name}: {body}; above 0 such clusters are rare, below 0 frequent."
-    return f"{term.name}: energy of each occurrence of the term; above 0 it is rare, below 0 frequent."
+        return f"{body}; above 0 such clusters are rare, below 0 frequent"
+    return "energy of each occurrence of the term; above 0 it is rare, below 0 frequent"
 
 
 def _layer(term: Any) -> str:
@@ -69,10 +69,9 @@ def identifiability(result: Result, comparison: Comparison) -> list[str]:
     found = [note for model in models for note in (*_orientations(result, model), *_redundant_pairs(model))]
     found += _prior_bound(result)
     if result.statistic.dropped:
-        dropped = ", ".join(result.statistic.dropped)
+        dropped, kept = ", ".join(result.statistic.dropped), ", ".join(result.statistic.names[result.statistic.n_composition :])
         found.append(
-            f"In every crystal the counts of {dropped} follow from those of the other terms and the composition; "
-            "the statistic does not list them twice, and models that differ by them alone cannot be told apart."
+            f"In every crystal the counts of {dropped} follow from those of {kept} and the composition: the statistic lists them once."
         )
     nested = [name.removeprefix("nested: ").split(" in ") for name in comparison.checks if name.startswith("nested: ")]
     found += [

@@ -107,11 +107,11 @@ def _page(
         "scales": PRIOR_SCALES,
         "failed": failed,
         "checks": checks,
-        "models": _models(result, comparison),
+        "terms": _terms(result),
         "couplings": _couplings(result),
         "temperature": _temperature(result.observations),
         "images": [_image(result, comparison, i) for i in range(len(result.observations))],
-        "notes": identifiability(result, comparison),
+        "care": [*comparison.warnings, *identifiability(result, comparison)],
         "coupling_figures": _coupling_figures(result, comparison),
         "image_figures": _image_figures(result, comparison),
         "relabelled": _labellings(result, relabelled),
@@ -130,13 +130,15 @@ def _failed(checks: Mapping[str, Check]) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- tables
 
 
-def _models(result: Result, comparison: Comparison) -> list[dict[str, Any]]:
-    """Each candidate, best first: what its terms mean."""
+def _terms(result: Result) -> list[dict[str, str]]:
+    """What the couplings of every model mean."""
     found = []
-    for name in comparison.order:
-        model = result[name].model
-        terms = [{"text": meaning(t, model.lattice), "prior": prior_text(t.prior)} for t in model.terms]
-        found.append({"name": name, "remains": name in comparison.remain, "terms": terms})
+    for model in (fit.model for fit in result.fits.values()):
+        if not model.terms:
+            found.append({"model": model.name, "name": "–", "text": "no interaction: the random alloy", "prior": "–"})
+        found += [
+            {"model": model.name, "name": t.name, "text": meaning(t, model.lattice), "prior": prior_text(t.prior)} for t in model.terms
+        ]
     return found
 
 
@@ -193,7 +195,7 @@ def _label_error(o: Observation) -> str:
 def _window(o: Observation) -> str:
     extent = " × ".join(map(str, o.window.extent))
     if o.configuration is None:
-        return f"unknown (counts only); a block of {extent} cells stands in"
+        return f"counts only: a block of {extent} cells stands in"
     if o.window.whole:
         return f"whole periodic crystal, {extent} cells"
     return f"{o.configuration.n_seen} sites seen within {extent} cells"
@@ -239,14 +241,15 @@ def _phases(diagram: PhaseDiagram | None) -> dict[str, Any] | None:
         "Temperatures are relative to the formation temperature. Hatched: more than 10 % of the draws ask for stronger interactions than "
         "were simulated, the values shown there are the last ones simulated."
     )
-    attrs = {k: diagram.dataset.attrs[k] for k in ("models", "weights", "box", "sweeps") if k in diagram.dataset.attrs}
-    return {"figure": _picture(plots.phase_map(diagram), "Phase map", text), "summary": {**diagram.summary(), **attrs}}
+    known = {**diagram.summary(), **{k: diagram.dataset.attrs.get(k) for k in ("models", "weights", "box", "sweeps")}}
+    summary = [(k.replace("_", " "), _text(v)) for k, v in known.items()]
+    return {"figure": _picture(plots.phase_map(diagram), "Phase map", text), "summary": summary}
 
 
 # ---------------------------------------------------------------------- figures
 
 
-def _coupling_figures(result: Result, comparison: Comparison) -> list[dict[str, str]]:
+def _coupling_figures(result: Result, comparison: Comparison) -> list[dict[str, Any]]:
     fits = [fit for fit in result.fits.values() if fit.model.terms]
     found = [
         _picture(
@@ -270,7 +273,7 @@ def _coupling_figures(result: Result, comparison: Comparison) -> list[dict[str, 
     return found
 
 
-def _image_figures(result: Result, comparison: Comparison) -> list[dict[str, str]]:
+def _image_figures(result: Result, comparison: Comparison) -> list[dict[str, Any]]:
     found = []
     for o in result.observations:
         text = (
@@ -286,10 +289,10 @@ def _image_figures(result: Result, comparison: Comparison) -> list[dict[str, str
     return found
 
 
-def _picture(figure: Figure, name: str, caption: str) -> dict[str, str]:
+def _picture(figure: Figure, name: str, caption: str) -> dict[str, Any]:
     """A figure as a data URI, its text for those who cannot see it, and its caption."""
     svg = base64.b64encode(plots.to_svg(figure).encode()).decode()
-    return {"source": f"data:image/svg+xml;base64,{svg}", "name": name, "caption": caption}
+    return {"source": f"data:image/svg+xml;base64,{svg}", "name": name, "caption": caption, "width": round(96 * figure.get_figwidth())}
 
 
 # ---------------------------------------------------------------------- numbers
@@ -307,6 +310,17 @@ def _signed(value: float | None, digits: int = 3) -> str:
 def _p(value: float | None) -> str:
     """A p-value or a weight: three digits, or that it is smaller."""
     return "–" if value is None or not np.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _text(value: Any) -> str:
+    """A value of a summary as a reader wants it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(_text(v) for v in value)
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.3g}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
 
 def _plural(n: int, noun: str) -> str:
