@@ -278,7 +278,7 @@ def _refined(m: Floats, ideal: _Ideal, d: Floats, weight: Floats) -> Floats:
 def _mean_lattices(x: Floats, ideal: _Ideal) -> list[Floats]:
     """Candidate maps from the ideal to the mean lattice, the greatest power first; InputError where chance would have as much."""
     pairs = cKDTree(x).query_pairs(3.0, output_type="ndarray")
-    pairs = pairs[:: max(1, len(pairs) // 4000)]
+    pairs = pairs[:: max(1, len(pairs) // 2500)]
     d = x[pairs[:, 1]] - x[pairs[:, 0]]
     windows = [np.exp(-0.5 * (d**2).sum(axis=1) / width**2) for width in (1.0, 1.8)]  # to find, then to refine
     near, far = (w / w.sum() for w in windows)
