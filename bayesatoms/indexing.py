@@ -36,7 +36,7 @@ _NEAR, _REACH = 20, 2.4  # a local fit uses at most so many neighbours, no farth
 _RIDGE = 1.0  # weight of the fits beside it in a local fit, so that neighbours on one side only still make a fit
 _TIE = 0.05  # positions join the indexed region together if they fit as well as the best one to within this
 _SURE, _CAPTURE = 0.1, 0.45  # any fit within the first is good; none beyond the second, as half way begins the next site
-_TRIES, _COST = 6, 10.0  # starts that are followed to a mean lattice; what its squared strain costs in power
+_TRIES, _COST = 3, 10.0  # starts that are followed to a mean lattice; what its squared strain costs in power
 _BOND, _SLIP = 1.3, 0.6  # pairs nearer than the first must agree with their indices to the second
 # What random and amorphous positions do not reach together, measured on thousands of sets of 12 to 1000 positions.
 _STRAIN = 0.17  # of the mean lattice; shear by 13 % is 0.065, the triangular lattice seen as a strained square one 0.27

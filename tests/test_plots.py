@@ -59,10 +59,10 @@ def importance_draws(model, observations, smooth, kind, seed, settings) -> poste
 @cache
 def scene() -> SimpleNamespace:
     """A result with an image and a set of bare counts, its comparison, and a phase map of its models."""
-    counts = Observation.from_counts(random_image("hidden", 16).counts, Environments(METAL, SPECIES), name="counts", temperature=None)
-    images = [random_image("image", 18), counts]
+    counts = Observation.from_counts(random_image("hidden", 15).counts, Environments(METAL, SPECIES), name="counts")
+    images = [random_image("image", 16), counts]
     with mock.patch.object(posterior, "sample", importance_draws):
-        result = posterior.infer(models(), images, seed=1, settings=Settings(points=6, samples=160, draws=200))
+        result = posterior.infer(models(), images, seed=1, settings=Settings(points=4, samples=100, draws=60))
     candidates = [Candidate(result[n].model, result[n].draws, w) for n, w in (("R", 0.3), ("P1", 0.7))]
     grid = {"composition": {"Re": [0.3, 0.5, 0.7]}, "temperature": [0.05, 0.3, 1.0]}
     diagram = phase_diagram(candidates, **grid, draws=8, seed=1, size=6, sweeps=60)
@@ -167,13 +167,13 @@ def outside(band, counts) -> float:
 
 def test_predicted_bands_hold_the_truth_and_nothing_else(result):
     """The images are random alloys: their counts lie in the bands of every candidate; those of a separated alloy do not."""
-    apart = Observation.from_labels((np.indices((18, 18))[0] < 11).astype(int), METAL, SPECIES, name="apart")
+    apart = Observation.from_labels((np.indices((16, 16))[0] < 10).astype(int), METAL, SPECIES, name="apart")
     for o, fit in itertools.product(result.observations, result.fits.values()):
         band = plots.predicted_counts(result, fit.model, o)
         assert band.mean.sum() == pytest.approx(o.n)
         assert (band.low <= band.high).all()
         assert outside(band, o.counts) <= 0.25
-        assert outside(band, apart.counts) > 0.6
+        assert outside(band, apart.counts) > 0.45
 
 
 def test_predicted_bands_of_the_random_alloy_have_its_exact_mean(result):
@@ -188,7 +188,7 @@ def test_histogram_draws_the_counts(result, comparison):
     figure = plots.histogram(result, o, comparison)
     drawn = next(line for line in figure.axes[0].lines if line.get_marker() == "o").get_ydata()
     assert drawn.sum() == o.n
-    assert set(drawn) == set(o.counts[: len(drawn)]) | set(drawn)
+    assert drawn[drawn > 0].tolist() == o.counts[o.counts > 0].tolist()
     assert all(f"{n}: S² {r.least.s2[1]:.4f}, p {r.p_values[1]:.3f}" in words(figure) for n, r in comparison.rows.items())
     assert len(figure.axes[0].child_axes) == len(drawn)  # a picture under each class
 

@@ -251,7 +251,8 @@ def scoring(
     image, embed = emulator.images[observation.name], emulator.embed(model)
     moments = image.moments(couplings @ embed)
     weights = image.reweighting.weights(couplings @ embed)
-    slope = -((image.values - moments.mean) * weights[:, None]).T @ image.reweighting.features @ embed.T
+    apart = image.table[:, : len(image.offset)] + image.offset - moments.mean
+    slope = -(apart * weights[:, None]).T @ image.reweighting.features @ embed.T
     given = image.n_composition
     # whitening by the Cholesky factor and dropping its leading rows is conditioning on the composition
     jacobian = np.linalg.solve(moments.lower, slope)[given:]

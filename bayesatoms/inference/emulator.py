@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +26,7 @@ from .reweighting import Reweighting
 from .statistic import Statistic
 
 SUPPORT_BAR = 0.05  # effective records in units of one chain, below which there is no answer
+LOOKS = 6  # places of the window on each snapshot: their mean carries less of the window's own noise into m(w) and its slope
 SLOW = 20  # a chain with fewer autocorrelation times than this has not equilibrated
 
 
@@ -57,7 +57,10 @@ class AbstractEmulator(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """The independent records of one chain, seen through one image's window."""
+    """The independent records of one chain, each seen through one image's window at several places.
+
+    counts has shape (LOOKS, n, n_classes).
+    """
 
     couplings: NDArray[np.float64]
     features: NDArray[np.float64]
@@ -69,7 +72,8 @@ class Records:
     def of(cls, chain: Chain, operator: Operator, rng: np.random.Generator) -> Records:
         """Cut the chain before equilibrium, thin it by its autocorrelation time, apply the operator."""
         kept, time = independent_records(chain.features)
-        counts = operator.counts(chain.snapshots[kept], rng)
+        snapshots = chain.snapshots[kept]
+        counts = np.stack([operator.counts(snapshots, rng) for _ in range(LOOKS)])
         return cls(chain.couplings, chain.features[kept], counts, len(chain) < SLOW * time, chain.n_sites)
 
 
@@ -80,9 +84,11 @@ class ImageEmulator:
     Attributes
     ----------
     counts : ndarray, shape (n, n_classes)
-        Of every snapshot.
+        Of every snapshot, at the first look: images as they come.
     values : ndarray, shape (n, d)
-        The statistic of every snapshot, only the rows that vary in this image.
+        The statistic of those, only the rows that vary in this image.
+    table : ndarray, shape (n, d + d (d + 1) / 2 + n_classes)
+        What is averaged: statistic about `offset`, its products, class frequencies; mean over the looks.
     rows : tuple of int
         Which rows of the statistic those are, and
     n_composition : int
@@ -95,6 +101,8 @@ class ImageEmulator:
     reweighting: Reweighting
     counts: NDArray[np.int64]
     values: NDArray[np.float64]
+    table: NDArray[np.float64]
+    offset: NDArray[np.float64]
     rows: tuple[int, ...]
     n_composition: int
     slow: NDArray[np.bool_]
@@ -111,32 +119,39 @@ class ImageEmulator:
             guess = np.concatenate([start, np.full(len(records) - len(start), start.mean())])
         features, couplings = np.concatenate([r.features for r in records]), np.array([r.couplings for r in records])
         solved = Reweighting.solve(features, couplings, lengths, start=guess)
-        counts = np.concatenate([r.counts for r in records])
+        counts = np.concatenate([r.counts for r in records], axis=1)
         values = statistic(counts)
-        rows = _varying(values)
+        rows = _varying(values[0])
+        values = values[..., rows]
+        offset = values[0].mean(axis=0)  # second moments about a near point lose no digits
+        i, j = np.triu_indices(len(rows))
+        apart = values - offset
+        table = np.column_stack([part.mean(axis=0) for part in (apart, apart[..., i] * apart[..., j], counts / observation.n)])
         n_composition = sum(r < statistic.n_composition for r in rows)
         slow = np.array([r.slow for r in records])
-        return cls(observation, solved, counts, values[:, rows], rows, n_composition, slow, records[0].n_sites)
+        return cls(observation, solved, counts[0], values[0], table, offset, rows, n_composition, slow, records[0].n_sites)
 
     def moments(self, couplings: Any, xp: ModuleType = np) -> Moments:
         """Reweighted mean, covariance and histogram at union couplings (q,)."""
         raw = -(xp.asarray(self.reweighting.features) @ couplings) - self.reweighting.log_mixture
         weights = xp.exp(raw - raw.max())
         weights = weights / weights.sum()
-        mean = weights @ self.values
-        apart = self.values - mean
-        # Kish's number of records n: the sample covariance is short by 1/n and the mean is off by C/n
-        inflate = (1 + xp.sum(weights**2)) / (1 - xp.sum(weights**2))
-        cov = (apart * weights[:, None]).T @ apart * inflate
-        return Moments(mean, xp.linalg.cholesky(cov), weights @ self.counts / self.observation.n)
+        return self._from_averages(weights @ self.table, 1 / xp.sum(weights**2), xp)
 
-    @cached_property
-    def _table(self) -> NDArray[np.float64]:
-        """What is averaged, a row a snapshot: the statistic about its mean, its products, the class frequencies."""
-        d = self.values.shape[1]
+    def _from_averages(self, averages: Any, records: Any, xp: ModuleType = np) -> Moments:
+        """Moments from averages of the table (..., columns) over so many effective records (...)."""
+        d = len(self.offset)
         i, j = np.triu_indices(d)
-        apart = self.values - self.values.mean(axis=0)
-        return np.column_stack([apart, apart[:, i] * apart[:, j], self.counts / self.observation.n])
+        mean = averages[..., :d]
+        products = averages[..., d : d + len(i)] - mean[..., i] * mean[..., j]
+        place = np.zeros((len(i), d * d))
+        place[np.arange(len(i)), i * d + j] = place[np.arange(len(i)), j * d + i] = 1.0
+        # the sample covariance is short by 1/n, and the emulator's own mean is off by C/n
+        inflate = (1 + 1 / records) / xp.maximum(1 - 1 / records, 1e-9)
+        cov = (products @ place).reshape(*products.shape[:-1], d, d) * inflate[..., None, None]
+        # where the weights sit on a few records there is no support and no covariance: any factor will do
+        cov = xp.where((records < 2 * d)[..., None, None], xp.eye(d), cov)
+        return Moments(mean + self.offset, xp.linalg.cholesky(cov), averages[..., d + len(i) :])
 
     def histogram(
         self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None
@@ -147,26 +162,17 @@ class ImageEmulator:
             weights = weights * keep
             weights /= weights.sum(axis=1, keepdims=True)
         n_classes = self.counts.shape[1]
-        return weights @ self._table[:, -n_classes:], 1 / (weights**2).sum(axis=1) / self.reweighting.records.mean()
+        return weights @ self.table[:, -n_classes:], 1 / (weights**2).sum(axis=1) / self.reweighting.records.mean()
 
     def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at many couplings (m, q) at once, and their support (m,)."""
-        d = self.values.shape[1]
-        i, j = np.triu_indices(d)
-        offset = self.values.mean(axis=0)
-        parts, support = [], []
+        parts, records = [], []
         for block in np.array_split(couplings, max(1, len(couplings) // 32)):
             weights = self.reweighting.weights(block)
-            parts.append(weights @ self._table)
-            support.append(1 / (weights**2).sum(axis=1))
-        total, ess = np.concatenate(parts), np.concatenate(support)
-        mean = total[:, :d]
-        cov = np.empty((len(total), d, d))
-        cov[:, i, j] = cov[:, j, i] = total[:, d : d + len(i)] - mean[:, i] * mean[:, j]
-        # where the weights sit on a few records there is no support and no covariance: any factor will do
-        cov[ess < 2 * d] = np.eye(d)
-        cov *= ((1 + 1 / ess) / np.maximum(1 - 1 / ess, 1e-9))[:, None, None]
-        return Moments(mean + offset, np.linalg.cholesky(cov), total[:, d + len(i) :]), ess / self.reweighting.records.mean()
+            parts.append(weights @ self.table)
+            records.append(1 / (weights**2).sum(axis=1))
+        effective = np.concatenate(records)
+        return self._from_averages(np.concatenate(parts), effective), effective / self.reweighting.records.mean()
 
     def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fisher information of the window's share of the crystal about the union couplings, Cov(F) n / sites."""

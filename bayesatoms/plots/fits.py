@@ -96,7 +96,7 @@ def histogram(result: Result, observation: Observation, comparison: Comparison |
     likely = np.maximum.reduce([observation.counts.astype(float), *(b.mean for b in bands.values())])
     shown = np.sort(np.argsort(-likely, kind="stable")[: min(_MOST, max(1, np.count_nonzero(likely >= 0.05)))])
     drawn = environments.lattice.dimension == 2
-    figure = new_figure(max(4.5, 0.33 * len(shown) + 1.2), 3.5)
+    figure = new_figure(min(10.8, max(4.5, 0.33 * len(shown) + 1.2)), 3.5)
     ax = figure.add_subplot()
     x, colours = np.arange(len(shown)), model_colours(models)
     step = 0.62 / max(len(models), 1)
@@ -130,7 +130,10 @@ def histogram(result: Result, observation: Observation, comparison: Comparison |
 def _square_root(ax: Axes, top: float) -> None:
     """A square-root axis: the Poisson error of a count looks the same everywhere on it."""
     ax.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
-    ticks = [t for t in (0, 1, 5, 20, 50, 100, 200, 300, 400, 500, 750, 1000, 2000, 5000, 10_000, 50_000) if t <= 1.05 * top]
+    ticks = [0]
+    for tick in sorted(d * 10**e for e in range(7) for d in (1, 2, 3, 5, 7)):
+        if tick <= 1.05 * top and np.sqrt(tick) - np.sqrt(ticks[-1]) > 0.1 * np.sqrt(top):
+            ticks.append(tick)
     ax.set_ylim(0, 1.08 * top)
     ax.set_yticks(ticks, [f"{t:,}" for t in ticks])
     ax.yaxis.set_minor_locator(MaxNLocator(1))
@@ -199,7 +202,7 @@ def s2_landscape(
     grid = np.tile(least.couplings, (int(np.prod([len(a) for a in axes])), 1))
     grid[:, index] = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(len(grid), -1)
     total = _total_s2(result, model, grid).reshape([len(a) for a in axes])
-    held = "" if len(chosen) == len(model.names) else ", other couplings at the minimum"
+    held = "" if len(chosen) == len(model.names) else "\nother couplings held at the minimum"
     draw = _line if len(chosen) == 1 else _contours
     return draw(result, model, least, index, axes, total, held)
 
@@ -262,7 +265,7 @@ def _contours(result, model, least, index, axes, total, held) -> Figure:
     ax.axvline(0, color=GREY, lw=0.6, ls=":")
     ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=f"{model.names[i]}  ({ENERGY})", ylabel=f"{model.names[j]}  ({ENERGY})")
     place = ", ".join(signed(least.couplings[a], 2) for a in index)
-    ax.set_title(f"{model.name}: statistical distance{held}\nminimum {least.total:.4f} ± {least.error:.4f} at ({place}) kT")
+    ax.set_title(f"{model.name}: statistical distance\nminimum {least.total:.4f} ± {least.error:.4f} at ({place}) kT{held}")
     bar = figure.colorbar(filled, ax=ax, label="total S²", shrink=0.9, format="%.3f", ticks=levels[::3])
     bar.outline.set_visible(False)
     _landscape_legend(figure, bool(values.mask.any()), result.likelihood, ".")
@@ -315,10 +318,10 @@ def weights(comparison: Comparison) -> Figure:
         values = [comparison.rows[name].weight[s] for s in PRIOR_SCALES]
         ax.plot([min(values), max(values)], [place] * 2, color=PALE, lw=3, zorder=1)
         for value, marker in zip(values, _MARKERS, strict=True):
-            ax.plot(value, place, mec=colour, zorder=2, **{**marker, "mfc": colour if marker["mfc"] == INK else "white"})
+            ax.plot(value, place, mec=colour, zorder=2, clip_on=False, **{**marker, "mfc": colour if marker["mfc"] == INK else "white"})
         ax.annotate("  ".join(f"{v:.3f}" for v in values), (1.04, place), va="center", fontsize=7.5, color=colour, **beside)
     ax.set_yticks(y, [n if n in comparison.remain else f"{n} (falls behind)" for n in names])
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel="posterior weight (equal prior weights)")
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="posterior weight (equal prior weights)")
     ax.annotate("half   decl.  double", (1.04, len(names) - 0.5), fontsize=7, color=GREY, **beside)
     labels = ("half", "declared", "double")
     handles = [Line2D([], [], mec=INK, label=f"{label} prior width", **m) for label, m in zip(labels, _MARKERS, strict=True)]

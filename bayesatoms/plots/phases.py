@@ -17,12 +17,13 @@ from ..phases.diagram import PhaseDiagram
 from .style import GREY, HATCH, INK, new_figure, styled
 
 _SUPPORTED = 0.9  # share of the draws that must lie within the simulated couplings
+_NOTABLE = 0.05  # largest probability of separation that gets no panel
 _UNSETTLED = 0.5  # share of the draws whose chains disagree, above which a point is dotted
 
 
 @styled
 def phase_map(diagram: PhaseDiagram) -> Figure:
-    """Order parameter, Warren-Cowley parameter and the probability of order over composition and temperature.
+    """Order parameter, Warren-Cowley parameter and the probability of order over composition and temperature; of separation, where it occurs.
 
     Lines are where the order parameter crosses its threshold at the median (solid) and at the 5 and
     95 % quantiles (dashed) of the posterior. Hatched: fewer than 90 % of the draws lie within what was
@@ -38,8 +39,9 @@ def phase_map(diagram: PhaseDiagram) -> Figure:
     """
     d = diagram.dataset
     middle = {"quantile": len(d["quantile"]) // 2}
-    figure = new_figure(9.0, 3.5)
-    left, centre, right = figure.subplots(1, 3, sharey=True)
+    separates = bool(d["p_separated"].max() >= _NOTABLE)
+    figure = new_figure(10.8 if separates else 9.0, 3.5)
+    left, centre, right, *further = figure.subplots(1, 3 + separates, sharey=True)
     _shade(figure, left, d, d["order_parameter"].isel(middle), "order parameter, median", cmap="Blues", vmin=0)
     _boundaries(left, d)
     alpha = d["warren_cowley"].isel(middle).to_numpy()
@@ -47,13 +49,12 @@ def phase_map(diagram: PhaseDiagram) -> Figure:
     norm = TwoSlopeNorm(0.0, -limit, limit)
     _shade(figure, centre, d, d["warren_cowley"].isel(middle), "Warren–Cowley α₁, median", cmap="PuOr_r", norm=norm)
     _shade(figure, right, d, d["p_ordered"], "P(ordered)", cmap="Blues", vmin=0, vmax=1)
-    separated = d["p_separated"].to_numpy()
-    if separated.max() > 0.5 and separated.min() < 0.5 and min(separated.shape) > 1:
-        right.contour(d["composition"], d["temperature"], separated, levels=[0.5], colors="#D55E00", linewidths=1.2)
+    for ax in further:
+        _shade(figure, ax, d, d["p_separated"], "P(separated)", cmap="Oranges", vmin=0, vmax=1)
     left.set_ylabel("temperature / formation temperature")
-    for ax in (left, centre, right):
+    for ax in (left, centre, right, *further):
         ax.set_xlabel(str(d["composition"].attrs.get("long_name", "composition")))
-    _legend(figure, d, bool(separated.max() > 0.5))
+    _legend(figure, d)
     return figure
 
 
@@ -99,10 +100,8 @@ def _boundaries(ax: Axes, d: Any) -> None:
             ax.contour(d["composition"], d["temperature"], above, levels=[0.0], colors=INK, linestyles=line, linewidths=1.0)
 
 
-def _legend(figure: Figure, d: Any, separated: bool) -> None:
+def _legend(figure: Figure, d: Any) -> None:
     handles: list = [Line2D([], [], color=INK, lw=1, ls=ls, label=text) for ls, text in (("-", "boundary, median"), ("--", "5 and 95 %"))]
-    if separated:
-        handles.append(Line2D([], [], color="#D55E00", lw=1.2, label="P(separated) = 0.5"))
     if (d["supported"].to_numpy() < _SUPPORTED).any():
         handles.append(Patch(facecolor="white", edgecolor="#555555", hatch=HATCH, lw=0, label="not simulated for > 10 % of the draws"))
     if "hysteresis" in d and (d["hysteresis"].to_numpy() > _UNSETTLED).any():

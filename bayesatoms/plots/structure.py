@@ -130,7 +130,7 @@ def site_map(observation: Observation) -> Figure:
         counted[rows[:, 0]] = True
     low, high = places.min(axis=0), places.max(axis=0)
     width, height = high - low
-    figure = new_figure(4.6, max(2.2, min(6.4, 4.3 * height / width + 0.7)))
+    figure = new_figure(4.6, max(2.2, min(6.4, 4.3 * height / width + 0.85)))
     ax = figure.add_subplot()
     unit = float(environments.lattice.shell_distances(1)[0])
     colours = np.array(species_colours(len(configuration.species)))[labels]
@@ -150,7 +150,7 @@ def site_map(observation: Observation) -> Figure:
 def _heading(observation: Observation) -> str:
     species = observation.environments.species[1:]
     parts = [f"x({s}) = {x:.3f}" for s, x in zip(species, observation.composition[1:], strict=True)]
-    return f"{observation.name}: {observation.n} environments, {', '.join(parts)}"
+    return f"{observation.name}\n{observation.n} environments, {', '.join(parts)}"
 
 
 def _places(observation: Observation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -171,12 +171,13 @@ def _places(observation: Observation) -> tuple[NDArray[np.float64], NDArray[np.f
 
 def _inside(points: NDArray[np.float64], cloud: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points lie within the convex hull of a cloud."""
-    from scipy.spatial import Delaunay, QhullError
+    from scipy.spatial import ConvexHull, QhullError
 
     try:
-        return Delaunay(cloud).find_simplex(points) >= 0 if len(points) else np.zeros(0, dtype=bool)
-    except QhullError:  # all in one row: no hull
+        sides = ConvexHull(cloud).equations
+    except QhullError:  # all in one row: nothing lies inside
         return np.zeros(len(points), dtype=bool)
+    return (points @ sides[:, :-1].T + sides[:, -1] <= 1e-9 * np.ptp(cloud)).all(axis=1)
 
 
 def _scale_bar(ax: Axes, place: NDArray[np.float64], width: float) -> None:
@@ -197,7 +198,7 @@ def _known(observation: Observation) -> Figure:
         return _bars(observation, order, random)
     columns = 6
     rows = -(-len(order) // columns)
-    figure = new_figure(5.2, 1.12 * rows + 0.75)
+    figure = new_figure(5.2, 1.12 * rows + 0.9)
     for number, ax in zip(order, panels(figure, len(order), columns), strict=True):
         framed_environment(ax, environments, int(number))
         ax.set_title(f"{observation.counts[number]}  ({random[number]:.0f})", loc="center", y=-0.04, va="top", pad=0, fontsize=8)

@@ -169,7 +169,7 @@ def _image(result: Result, comparison: Comparison, place: int) -> dict[str, Any]
     return {
         "name": o.name,
         "n": o.n,
-        "composition": _composition(o),
+        "composition": _compositions(o),
         "label_error": _label_error(o),
         "window": _window(o),
         "s2": [r.least.s2[place] for r in rows],
@@ -177,13 +177,14 @@ def _image(result: Result, comparison: Comparison, place: int) -> dict[str, Any]
     }
 
 
-def _composition(o: Observation) -> str:
+def _compositions(o: Observation) -> list[str]:
+    """Fraction of every species but the first, with the labels' errors undone."""
     seen, true, sd = o.composition, o.true_composition, o.composition_sd
     parts = []
     for i, species in enumerate(o.environments.species[1:], 1):
         labelled = "" if np.allclose(seen, true) else f" ({_fixed(seen[i])} as labelled)"
         parts.append(f"{species} {_fixed(true[i])} ± {_fixed(sd[i])}{labelled}")
-    return ", ".join(parts)
+    return parts
 
 
 def _label_error(o: Observation) -> str:
@@ -217,7 +218,7 @@ def _labellings(result: Result, relabelled: Mapping[str, Result]) -> dict[str, A
     every = {_AS_GIVEN: result, **relabelled}
     rows = []
     for label, r in every.items():
-        images = ", ".join(f"{o.name}: N {o.n}, {_composition(o)}" for o in r.observations)
+        images = ", ".join(f"{o.name}: N {o.n}, {', '.join(_compositions(o))}" for o in r.observations)
         failed = [name for name, _ in _failed(r.checks)]
         rows.append({"label": label, "images": images, "couplings": _couplings(r), "remain": ", ".join(_remain(r)), "failed": failed})
     text = "Posterior mean, standard deviation (thick) and 5–95 % interval (thin) of each coupling, for each labelling of the same images."
