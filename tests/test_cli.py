@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from bayesatoms import cli, study
@@ -25,7 +26,8 @@ MODELS = [Hamiltonian("R", lattice=Lattice.triangular(0.316), species=("Mo", "Re
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "counts.csv").write_text("re05\n" + "\n".join(map(str, COUNTS)) + "\n")
-    (tmp_path / "sites.csv").write_text("x,y,species\n" + "\n".join(f"{(i * 37) % 101},{(i * 59) % 103},Mo" for i in range(60)) + "\n")
+    scattered = np.random.default_rng(0).random((60, 2)) * 100
+    (tmp_path / "sites.csv").write_text("x,y,species\n" + "\n".join(f"{x},{y},Mo" for x, y in scattered) + "\n")
     (tmp_path / "third.csv").write_text("x,y,species\n1,2,W\n2,3,Mo\n")
     (tmp_path / "words.csv").write_text("x,y,species\none,2,Mo\n")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 30)
@@ -43,19 +45,28 @@ BAD = {
     "missing models": (HEAD.replace("mos2_res2", "nowhere.py"), r"nowhere.py"),
     "missing table": (HEAD + '[[image]]\ntable = "none.csv"\n', r"table .*none.csv cannot be read"),
     "unreadable table": (HEAD + '[[image]]\ntable = "binary.csv"\n', r"table .*binary.csv is no CSV text"),
-    "without the columns": (HEAD + '[[image]]\ntable = "sites.csv"\ncolumns = {x = "x_px"}\n', r"column 'x_px' not found; the table has x, y, species"),
-    "unknown column role": (HEAD + '[[image]]\ntable = "sites.csv"\ncolumns = {z = "x"}\n', r"columns names \['z'\]; expected x, y, species"),
+    "without the columns": (
+        HEAD + '[[image]]\ntable = "sites.csv"\ncolumns = {x = "x_px"}\n',
+        r"column 'x_px' not found; the table has x, y, species",
+    ),
+    "unknown column role": (HEAD + '[[image]]\ntable = "sites.csv"\ncolumns = {z = "x"}\n', r"columns names \['z'\]; expected x, y"),
     "not a number": (HEAD + '[[image]]\ntable = "words.csv"\n', r"hold something that is no number"),
-    "no lattice": (HEAD + '[[image]]\ntable = "sites.csv"\n', r"sites.csv"),
+    "no lattice": (HEAD + '[[image]]\ntable = "sites.csv"\n', r"sites.csv: .*lattice"),
     "third species": (HEAD + '[[image]]\ntable = "third.csv"\n', r"column 'species' holds W; expected Mo, Re"),
-    "species count": (HEAD + '[[image]]\ntable = "sites.csv"\nspecies = ["Mo", "Re", "W"]\n', r"species Mo, Re, W; the models have Mo, Re"),
+    "species count": (
+        HEAD + '[[image]]\ntable = "sites.csv"\nspecies = ["Mo", "Re", "W"]\n',
+        r"species Mo, Re, W; the models have Mo, Re",
+    ),
     "counts and table": (HEAD + '[[image]]\ntable = "sites.csv"\ncounts = "counts.csv"\n', r"give either counts or table; found both"),
     "neither": (HEAD + "[[image]]\n", r"give either counts or table; found neither"),
     "too few counts": (HEAD + "[[image]]\ncounts = [1, 2]\n", r"2 counts given; expected 26"),
     "sum": (HEAD + '[[image]]\ncounts = "counts.csv"\ncolumn = "re05"\nsites = 465\n', r"the counts sum to 464; expected 465"),
     "negative count": (HEAD + f"[[image]]\ncounts = {[-1, *COUNTS[1:]]}\n", r"count -1 of class Mo\|0Re"),
     "column of counts": (HEAD + '[[image]]\ncounts = "counts.csv"\n', r"column None not found in .*counts.csv; it has re05"),
-    "label error": (HEAD + f"[[image]]\ncounts = {COUNTS}\nlabel_error = [[0.9, 0.2], [0.0, 1.0]]\n", r"label_error is .*probabilities that sum to 1"),
+    "label error": (
+        HEAD + f"[[image]]\ncounts = {COUNTS}\nlabel_error = [[0.9, 0.2], [0.0, 1.0]]\n",
+        r"label_error is .*probabilities that sum to 1",
+    ),
     "no information": (HEAD + f"[[image]]\ncounts = {COUNTS}\nlabel_error = [[0.5, 0.5], [0.5, 0.5]]\n", r"labels carry no information"),
     "nothing to infer": (HEAD.replace("mos2_res2", "random.py") + f"[[image]]\ncounts = {COUNTS}\n", r"there is nothing to infer"),
     "no image": (HEAD.replace("mos2_res2", "random.py"), r"no \[\[image\]\] and no DATA"),

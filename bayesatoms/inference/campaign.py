@@ -20,9 +20,10 @@ from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
 from ..window import Operator
-from .emulator import Emulator, ImageEmulator, Records, SmoothEmulator
+from .emulator import Emulator, ImageEmulator, Records
 from .likelihood import calibrated_log_density, independent_log_density
 from .pseudolikelihood import pseudo_likelihood
+from .smooth import SmoothEmulator
 from .statistic import Statistic, union
 
 KINDS = ("calibrated", "independent")

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..environments import Environments
-from ..errors import InputError
+from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
 from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
 from .campaign import KINDS, Campaign, Region, Settings, log_likelihoods
-from .emulator import SUPPORT_BAR, Emulator, SmoothEmulator
+from .emulator import SUPPORT_BAR, Emulator
 from .likelihood import CalibratedDistance, IndependentDistance
 from .reweighting import GRADIENT_BAR
+from .smooth import SmoothEmulator
 from .statistic import Statistic
 
 _RHAT_BAR, _ESS_BAR = 1.01, 400  # Vehtari et al., Bayesian Anal. 16, 667 (2021)
@@ -281,7 +282,7 @@ def _fit(campaign: Campaign, model: Hamiltonian, regions: Mapping[str, Region], 
         region = regions[kind]
         if region.smooth is None:
             why = f"under the {kind} likelihood the pool never had enough support; give a start, more rounds or a narrower prior"
-            raise InputError(f"model {model.name}: {why}")
+            raise CheckError(f"model {model.name}: {why}")
         smooth[kind] = region.smooth
         posteriors[kind] = sample(model, campaign.observations, region.smooth, kind, campaign.seed, campaign.settings)
         if kind == likelihood:

@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 KERNEL_VERSION = 1  # part of every stored chain's identity: raise it when a kernel's output changes
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Labels = NDArray[np.uint8]
+State = NDArray[np.uint64]
+
 _jit = njit(nogil=True, cache=True)
 
 
 @_jit
-def next_word(state: NDArray[np.uint64]) -> int:
+def next_word(state: State) -> int:
     """The next 64 random bits of xoshiro256++."""
     s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
     total = s0 + s3
@@ -36,19 +41,19 @@ def next_word(state: NDArray[np.uint64]) -> int:
 
 
 @_jit
-def below(state: NDArray[np.uint64], n: int) -> int:
+def below(state: State, n: int) -> int:
     """A random integer in [0, n) by multiply-shift; the bias is under n / 2^32."""
     return np.int64(((next_word(state) >> uint64(32)) * uint64(n)) >> uint64(32))
 
 
 @_jit
-def uniform(state: NDArray[np.uint64]) -> float:
+def uniform(state: State) -> float:
     """A random number in [0, 1) of 53 bits."""
     return np.float64(next_word(state) >> uint64(11)) * 2.0**-53
 
 
 @_jit
-def change_site(site, step, codes, base, start, touch, stride, energies):
+def change_site(site: int, step: int, codes: Ints, base: Ints, start: Ints, touch: Ints, stride: Ints, energies: Floats) -> float:
     """Add `step` to the species of a site in every decoration number; returns the energy change."""
     change = 0.0
     for entry in range(start[site], start[site + 1]):
@@ -61,7 +66,7 @@ def change_site(site, step, codes, base, start, touch, stride, energies):
 
 
 @_jit
-def _record(row, labels, codes, base, tables, snapshots, features):
+def _record(row: int, labels: Labels, codes: Ints, base: Ints, tables: Floats, snapshots: Labels, features: Floats) -> None:
     for site in range(len(labels)):
         snapshots[row, site] = labels[site]
     for instance in range(len(codes)):
@@ -70,7 +75,23 @@ def _record(row, labels, codes, base, tables, snapshots, features):
 
 
 @_jit
-def swap_chain(labels, codes, base, start, touch, stride, tables, energies, slots, group, burn, interval, state, snapshots, features):
+def swap_chain(
+    labels: Labels,
+    codes: Ints,
+    base: Ints,
+    start: Ints,
+    touch: Ints,
+    stride: Ints,
+    tables: Floats,
+    energies: Floats,
+    slots: Ints,
+    group: Ints,
+    burn: int,
+    interval: int,
+    state: State,
+    snapshots: Labels,
+    features: Floats,
+) -> int:
     """Canonical chain: swap two unlike atoms, anywhere, with probability min(1, exp(-dE)).
 
     `slots` lists the sites species by species and ``group[s]:group[s + 1]`` are the slots of species
@@ -104,7 +125,22 @@ def swap_chain(labels, codes, base, start, touch, stride, tables, energies, slot
 
 
 @_jit
-def flip_chain(labels, codes, base, start, touch, stride, tables, energies, potential, burn, interval, state, snapshots, features):
+def flip_chain(
+    labels: Labels,
+    codes: Ints,
+    base: Ints,
+    start: Ints,
+    touch: Ints,
+    stride: Ints,
+    tables: Floats,
+    energies: Floats,
+    potential: Floats,
+    burn: int,
+    interval: int,
+    state: State,
+    snapshots: Labels,
+    features: Floats,
+) -> int:
     """Semi-grand canonical chain: turn an atom into another species with probability min(1, exp(-dE + dmu)).
 
     `potential[s]` is the chemical potential of species s in kT; the sampled probability is

@@ -23,7 +23,7 @@ _UNSETTLED = 0.5  # share of the draws whose chains disagree, above which a poin
 
 @styled
 def phase_map(diagram: PhaseDiagram) -> Figure:
-    """Order parameter, Warren-Cowley parameter and the probability of order over composition and temperature; of separation, where it occurs.
+    """Order parameter, Warren-Cowley parameter and probability of order (of separation, where it occurs) over composition and temperature.
 
     Lines are where the order parameter crosses its threshold at the median (solid) and at the 5 and
     95 % quantiles (dashed) of the posterior. Hatched: fewer than 90 % of the draws lie within what was
