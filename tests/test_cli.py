@@ -171,3 +171,51 @@ def test_real_tables_end_to_end(data, tmp_path, capsys):
     assert "authors" in report and found["comparison"]["verdict"] in report
     again = study.read(out / "study.toml") if (out / "mores2").exists() else study.read(path)
     assert [o.n for o in again.observations] == [found["images"][n]["environments"] for n in ("re78", "re05")]
+
+
+WSE2 = """
+from numpyro import distributions as dist
+
+from bayesatoms.hamiltonian import Hamiltonian, Pair
+from bayesatoms.lattice import Lattice
+
+ALLOY = {"lattice": Lattice.triangular(0.328), "species": ("W", "V")}
+MODELS = [Hamiltonian("R", **ALLOY), Hamiltonian("P1", Pair("W", "V", name="w1", prior=dist.Normal(0, 1)), **ALLOY)]
+"""
+
+WSE2_STUDY = """
+[study]
+name = "V in WSe2"
+seed = 1
+models = "wse2.py"
+
+[[image]]
+name = "v_wse2"
+table = "{data}/v_wse2/v_wse2_sites.csv"
+columns = {{x = "x_px1024", y = "y_px1024"}}
+keep = {{species = ["W", "V"]}}
+
+[infer]
+points = 4
+samples = 150
+warmup = 300
+draws = 1000
+
+[phases]
+run = false
+"""
+
+
+def test_a_table_with_two_sublattices_end_to_end(data, tmp_path, capsys):
+    """Metal sites of V-doped WSe2 by `columns` and `keep`; V atoms are known to avoid each other, so unlike pairs are favoured."""
+    (tmp_path / "wse2.py").write_text(WSE2)
+    (tmp_path / "study.toml").write_text(WSE2_STUDY.format(data=data.as_posix()))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", str(tmp_path / "study.toml"), "--out", str(out), "--quiet"])
+    assert stopped.value.code == 0, capsys.readouterr().err
+    found = json.loads((out / "summary.json").read_text())
+    assert found["images"]["v_wse2"]["environments"] == 846 and found["phases"] is None
+    coupling = found["models"]["P1"]["couplings"]["w1"]
+    assert coupling["q95"] < 0
+    assert not (out / "phases.nc").exists() and (out / "sites" / "v_wse2.csv").exists()
