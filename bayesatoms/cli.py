@@ -49,12 +49,12 @@ def run(
 
 
 def _run(plan, out: Path, workers: int, quiet: bool) -> None:
-    from . import study
     from .progress import Bars
     from .reporting.report import write_report
+    from .results import run as run_study
 
     bars = Bars(quiet=quiet)
-    results = study.run(plan, out, workers=workers, progress=bars)
+    results = run_study(plan, out, workers=workers, progress=bars)
     bars.close()
     title = plan.file.study.name
     path = write_report(

@@ -28,7 +28,7 @@ FLOORS = (  # lowest first
     {"montecarlo", "imaging"},  # theory and experiment: they meet in inference and never import each other
     {"inference"},
     {"phases"},
-    {"plots", "study"},
+    {"plots", "study", "results"},
     {"reporting"},
     {"cli"},
     {"__main__"},
@@ -41,6 +41,7 @@ BESIDE = {
     ("window", "environments"),
     ("window", "configuration"),
     ("catalogue", "observation"),
+    ("results", "study"),
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("jax", "numba", "numpyro", "matplotlib.pyplot", "scipy", "xarray")

@@ -10,7 +10,7 @@ import pytest
 from bayesatoms.errors import InputError
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
-from bayesatoms.study import sites_table
+from bayesatoms.results import sites_table
 
 METAL = Lattice.triangular(0.316)
 CAREFUL = {"x": "x_px", "y": "y_px", "species": "species_own"}

@@ -28,7 +28,7 @@ from ..inference.posterior import Check, Fit, Result
 from ..inference.trees import versions
 from ..observation import Observation
 from ..phases.diagram import PhaseDiagram
-from ..study import write
+from ..results import write
 from ..units import to_energy
 from .notes import identifiability, meaning, prior_text
 from .references import cited

@@ -1,0 +1,254 @@
+"""Results: a study run into a folder, and summary.json.
+
+The folder can be run into again: finished chains are read back, every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .configuration import UNSEEN
+from .errors import InputError
+from .observation import Observation
+from .study import Study
+
+if TYPE_CHECKING:
+    from .inference.comparison import Comparison
+    from .inference.posterior import Check, Result
+    from .phases.diagram import PhaseDiagram
+    from .progress import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a run found, as written to its folder."""
+
+    study: Study
+    result: Result
+    comparison: Comparison
+    diagram: PhaseDiagram | None
+    relabelled: Mapping[str, Result]
+    timing: Mapping[str, float]
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """Every check of the run by name."""
+        return {**self.result.checks, **self.comparison.checks}
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok for c in self.checks.values())
+
+
+def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None) -> Results:
+    """Run a study into a results folder: posteriors, comparison, phase map, tables and summary.json.
+
+    Parameters
+    ----------
+    study : Study
+    out : path
+        Made if need be. Chains already in its pool are used.
+    workers : int
+    progress : callable(stage, done, total), optional
+
+    Returns
+    -------
+    Results
+    """
+    from .inference.campaign import Settings, check_inputs
+    from .inference.comparison import compare
+    from .inference.posterior import infer
+    from .montecarlo.pool import Pool
+    from .phases.diagram import Candidate, phase_diagram
+
+    options, out = study.file.infer, Path(out)
+    check_inputs(study.models, study.observations)
+    _make(out)
+    write(out / "study.toml", study.text)
+    given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name, None) is not None}
+    common = {
+        "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
+        "workers": workers, "progress": progress,
+    }  # fmt: skip
+    clock, pool = time.perf_counter(), Pool(out / "pool")
+    result = infer(study.models, study.observations, pool=pool, **common)
+    result.sources["models"] = study.catalogue.sha256
+    timing = dict(result.timing)
+    clock = time.perf_counter()
+    comparison = compare(result)
+    timing["compare"] = time.perf_counter() - clock
+    relabelled = {name: infer(study.models, images, pool=pool, **common) for name, images in study.relabelled.items()}
+    diagram, clock = None, time.perf_counter()
+    if study.file.phases.run and len(study.models[0].species) == 2:
+        section = study.file.phases
+        composition = np.linspace(0.1, 0.9, 9) if section.composition is None else np.array(section.composition)
+        weights = {name: row.weight[1.0] for name, row in comparison.rows.items()}
+        candidates = [Candidate(result[n].model, result[n].draws, w) for n, w in weights.items()]
+        temperature = None if section.temperature is None else np.array(section.temperature)
+        diagram = phase_diagram(
+            candidates, composition=composition, temperature=temperature, draws=section.draws,
+            seed=study.file.study.seed, workers=workers, progress=progress,
+        )  # fmt: skip
+        timing["phases"] = time.perf_counter() - clock
+    results = Results(study, result, comparison, diagram, relabelled, timing)
+    _save(results, out)
+    return results
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"results folder {out} cannot be made ({error.strerror}); choose another --out") from None
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(results: Results, out: Path) -> None:
+    from .inference import trees
+
+    kept = {out / "models" / f"{name}.nc" for name in results.result.fits}
+    (out / "models").mkdir(exist_ok=True)
+    for name in results.result.fits:
+        trees.save(results.result, name, out / "models" / f"{name}.nc")
+    for label, relabelled in results.relabelled.items():
+        for name in relabelled.fits:
+            kept.add(trees.save(relabelled, name, out / "models" / f"{name}.{label}.nc"))
+    for o in results.study.observations:
+        if o.configuration is not None:
+            (out / "sites").mkdir(exist_ok=True)
+            kept.add(out / "sites" / f"{o.name}.csv")
+            write(out / "sites" / f"{o.name}.csv", sites_table(o))
+    if results.diagram is not None:
+        kept.add(results.diagram.save(out / "phases.nc"))
+    for stale in {*out.glob("models/*.nc"), *out.glob("sites/*.csv"), *out.glob("phases.nc")} - kept:
+        stale.unlink()  # of an earlier study in this folder: it would pass for a result of this one
+    write(out / "summary.json", json.dumps(summary(results), indent=1, sort_keys=True, allow_nan=False))
+
+
+def sites_table(observation: Observation) -> str:
+    """The labelled sites as CSV: lattice indices, position, species; a valid input of `from_table`."""
+    c = observation.configuration
+    assert c is not None
+    seen = c.flat != UNSEEN
+    sites = c.supercell.sites[seen]
+    places = c.lattice.positions(sites)[:, :2] if observation.positions is None else observation.positions
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*(f"n{a + 1}" for a in range(c.lattice.dimension)), "basis", "x", "y", "species"])
+    for site, place, label in zip(sites, places, c.flat[seen], strict=True):
+        table.writerow([*site.tolist(), *(f"{v:.4f}" for v in place), c.species[label]])
+    return text.getvalue()
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """summary.json as a dictionary; what there is no value for is None."""
+    result, comparison = results.result, results.comparison
+    from .inference.trees import versions
+
+    return {
+        "version": versions()["bayesatoms"],
+        "versions": versions(),
+        "seed": result.seed,
+        "study": results.study.file.study.name,
+        "timing": {k: round(v, 2) for k, v in results.timing.items()},
+        "simulation": dict(result.simulation),
+        "statistic": {"names": list(result.statistic.names), "dropped": list(result.statistic.dropped), "hash": result.statistic.hash},
+        "images": {o.name: _image_summary(o) for o in result.observations},
+        "models": {name: _model_summary(result, comparison, name) for name in result.fits},
+        "comparison": {
+            "order": list(comparison.order),
+            "remain": list(comparison.remain),
+            "decides": comparison.decides,
+            "verdict": comparison.verdict,
+            "units": comparison.units,
+            "n_units": comparison.n_units,
+            "warnings": list(comparison.warnings),
+            "weights": {str(s): {n: r.weight[s] for n, r in comparison.rows.items()} for s in next(iter(comparison.rows.values())).weight},
+        },
+        "labellings": {label: {n: _couplings(r, n, r.likelihood) for n in r.fits} for label, r in results.relabelled.items()},
+        "calibration": None,
+        "phases": None if results.diagram is None else results.diagram.summary(),
+        "checks": {name: {"ok": c.ok, "why": c.why} for name, c in results.checks.items()},
+        "inputs": {"models": results.study.catalogue.sha256, **{o.name: dict(o.source) for o in result.observations}},
+    }
+
+
+def _image_summary(o: Observation) -> dict[str, Any]:
+    e = o.environments
+    return {
+        "sites": o.n if o.configuration is None else o.configuration.n_seen,
+        "environments": o.n,
+        "composition": {
+            s: {"mean": float(m), "sd": float(d)} for s, m, d in zip(e.species, o.true_composition, o.composition_sd, strict=True)
+        },
+        "histogram": {name: int(c) for name, c in zip(e.names, o.counts, strict=True)},
+        "label_error": o.label_error.tolist(),
+        "window": "assumed block" if o.configuration is None else "seen sites",
+        "temperature_K": o.temperature,
+    }
+
+
+def _couplings(result: Result, name: str, kind: str) -> dict[str, Any]:
+    fit, p = result[name], result[name].posteriors[kind]
+    low, high = (p.quantile(q) if fit.model.terms else np.zeros(0) for q in (0.05, 0.95))
+    rows = zip(p.names, p.mean if p.names else (), p.sd if p.names else (), low, high, fit.crb_sd, strict=True)
+    unit = "kT at formation"
+    return {
+        n: {"mean": float(m), "sd": float(s), "q05": float(a), "q95": float(b), "unit": unit, "crb_sd": float(c)}
+        for n, m, s, a, b, c in rows
+    }
+
+
+def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[str, Any]:
+    fit, row = result[name], comparison.rows[name]
+    p, has = fit.posterior, bool(fit.model.terms)
+    return {
+        "couplings": _couplings(result, name, fit.likelihood),
+        "independent": _couplings(result, name, "independent"),
+        "calibrated": _couplings(result, name, "calibrated"),
+        "s2": {o.name: float(s) for o, s in zip(result.observations, row.least.s2, strict=True)},
+        "s2_total": row.least.total,
+        "s2_error": row.least.error,
+        "s2_couplings": {
+            n: {"value": float(v), "error": float(e)}
+            for n, v, e in zip(fit.model.names, row.least.couplings, row.least.coupling_error, strict=True)
+        },
+        "bic": row.bic,
+        "bic_published": row.bic_published,
+        "waic": row.waic.elpd,
+        "waic_se": row.waic.se,
+        "loo": row.loo.elpd,
+        "loo_se": row.loo.se,
+        "pareto_k_max": row.loo.pareto_k_max,
+        "p_value": float(row.p_values[-1]),
+        "p_values": {n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.p_values, strict=True)},
+        "p_values_chi_square": {
+            n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.chi_square_p, strict=True)
+        },
+        "log_evidence": row.log_evidence[1.0],
+        "log_evidence_error": row.evidence_error,
+        "weight": row.weight[1.0],
+        "heterogeneity_p": row.heterogeneity_p,
+        "rhat_max": float(p.rhat.max()) if has else None,
+        "ess_min": float(p.ess.min()) if has else None,
+        "divergences": p.divergences,
+    }
