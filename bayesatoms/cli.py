@@ -54,8 +54,13 @@ def _run(plan, out: Path, workers: int, quiet: bool) -> None:
     from .results import run as run_study
 
     bars = Bars(quiet=quiet)
-    results = run_study(plan, out, workers=workers, progress=bars)
-    bars.close()
+    try:
+        results = run_study(plan, out, workers=workers, progress=bars)
+    except KeyboardInterrupt:
+        typer.echo("bayesatoms: stopped; finished chains are kept, run the same command to continue", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        bars.close()
     title = plan.file.study.name
     path = write_report(
         results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled, title=title
@@ -74,9 +79,6 @@ def main(arguments: list[str] | None = None) -> None:
     except BayesAtomsError as error:
         print(f"bayesatoms: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("bayesatoms: stopped; finished chains are kept, run the same command to continue", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -233,8 +233,12 @@ class Observation:
 
     @property
     def true_composition(self) -> NDArray[np.float64]:
-        """Composition with the label errors undone (clipped to what is possible): the simulated box has this one."""
-        undone = np.clip(np.linalg.solve(self.label_error.T, self.composition), 0, None)
+        """Composition with the label errors undone: the simulated box has this one.
+
+        A species that was seen but that the label errors would explain away keeps half an atom of the window.
+        """
+        undone = np.linalg.solve(self.label_error.T, self.composition)
+        undone = np.where(self.composition > 0, np.maximum(undone, 0.5 / self.n), np.where(undone > 1e-9, undone, 0.0))
         return undone / undone.sum()
 
     @property

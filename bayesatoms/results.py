@@ -43,7 +43,8 @@ class Results:
     @property
     def checks(self) -> dict[str, Check]:
         """Every check of the run by name."""
-        return {**self.result.checks, **self.comparison.checks}
+        others = {f"{label}, {name}": c for label, r in self.relabelled.items() for name, c in r.checks.items()}
+        return {**self.result.checks, **self.comparison.checks, **others}
 
     @property
     def ok(self) -> bool:
@@ -74,7 +75,6 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     options, out = study.file.infer, Path(out)
     check_inputs(study.models, study.observations)
     _make(out)
-    write(out / "study.toml", study.text)
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name, None) is not None}
     common = {
         "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
@@ -141,7 +141,17 @@ def _save(results: Results, out: Path) -> None:
         kept.add(results.diagram.save(out / "phases.nc"))
     for stale in {*out.glob("models/*.nc"), *out.glob("sites/*.csv"), *out.glob("phases.nc")} - kept:
         stale.unlink()  # of an earlier study in this folder: it would pass for a result of this one
-    write(out / "summary.json", json.dumps(summary(results), indent=1, sort_keys=True, allow_nan=False))
+    write(out / "study.toml", results.study.text)
+    write(out / "summary.json", json.dumps(_finite(summary(results)), indent=1, sort_keys=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is not finite: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def sites_table(observation: Observation) -> str:

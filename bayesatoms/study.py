@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from . import catalogue
 from .environments import Environments
 from .errors import InputError
 from .lattice import Lattice
 from .observation import Observation
+
+_FILE_NAME = r"^[^./\\:*?\"<>|][^/\\:*?\"<>|]*$"
 
 
 class _Section(BaseModel):
@@ -46,7 +48,7 @@ class LatticeSection(_Section):
 class ImageSection(_Section):
     """[[image]]: `counts` (a list, or a CSV file with `column`) or `table` (a CSV of labelled positions)."""
 
-    name: str | None = None
+    name: str | None = Field(default=None, pattern=_FILE_NAME)
     counts: list[float] | str | None = None
     column: str | None = None
     sites: int | None = None
@@ -85,6 +87,14 @@ class PhasesSection(_Section):
     composition: list[float] | None = None
     temperature: list[float] | None = None
     draws: int = Field(default=100, ge=1)
+
+    @field_validator("composition", "temperature")
+    @classmethod
+    def _rising(cls, grid: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        below = 1.0 if info.field_name == "composition" else float("inf")
+        if grid is not None and (not grid or sorted(set(grid)) != grid or not all(0 < v < below for v in grid)):
+            raise ValueError("expected rising numbers " + ("between 0 and 1" if below == 1 else "above 0"))
+        return grid
 
 
 class StudyFile(_Section):

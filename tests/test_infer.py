@@ -115,7 +115,8 @@ def test_atoms_are_the_units_where_the_images_show_them(result):
 def test_resumes_from_a_folder(images, result, tmp_path):
     first = infer([RANDOM, P1], images, seed=3, settings=QUICK, out=tmp_path)
     second = infer([RANDOM, P1], images, seed=3, settings=QUICK, out=tmp_path)
-    assert first.simulation["chains"] > 0 and second.simulation["chains"] == 0
+    assert first.simulation["chains_simulated_now"] > 0 and second.simulation["chains_simulated_now"] == 0
+    assert first.simulation["attempted_moves"] == second.simulation["attempted_moves"] > 0
     assert np.array_equal(first["P1"].posterior.draws, second["P1"].posterior.draws)
     assert np.array_equal(first["P1"].posterior.draws, result["P1"].posterior.draws)
 

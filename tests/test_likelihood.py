@@ -133,6 +133,8 @@ def test_prior_scaling_is_a_density():
         density = np.exp(log_prior(one, grid[:, None], scale))
         assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-4)
         assert density[2000] == pytest.approx(0.39894228 / scale, rel=1e-4)
+    off = Hamiltonian("O", Pair("A", "B", prior=dist.Normal(-1.0, 0.1)), lattice=LATTICE, species=("A", "B"))
+    assert grid[np.argmax(log_prior(off, grid[:, None], 0.5))] == pytest.approx(-1.0, abs=0.01)  # widened about its own middle
     bounded = Hamiltonian("B", Pair("A", "B", prior=dist.Uniform(0, 1)), lattice=LATTICE, species=("A", "B"))
     assert log_prior(bounded, np.array([[0.5], [-0.1]])).tolist() == [0.0, -np.inf]
     with pytest.raises(InputError, match="coupling w1 has no prior"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,7 @@ class Campaign:
     records: dict[str, list[Records]] = field(default_factory=dict)
     design: list[NDArray[np.float64]] = field(default_factory=list)
     emulator: Emulator | None = None
+    moves: int = 0
     history: list[dict] = field(default_factory=list)
 
     @classmethod
@@ -132,7 +134,9 @@ class Campaign:
             name = np.frombuffer(o.name.encode(), np.uint8)
             for _ in points:  # the operator's random numbers follow from the image and the chain's place, not from the round
                 rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(self.records[o.name]), *name]))
-                self.records[o.name].append(Records.of(next(found), self.operators[o.name], rng))
+                chain = next(found)
+                self.records[o.name].append(Records.of(chain, self.operators[o.name], rng))
+                self.moves += chain.moves
             before = self.emulator.images[o.name].reweighting.free_energies if self.emulator else None
             images[o.name] = ImageEmulator.build(o, self.statistic, self.records[o.name], before)
         self.emulator = Emulator(self.names, images, self.statistic)
@@ -152,7 +156,15 @@ class Campaign:
         if given is not None:
             return model.vector(given), cov
         guess = pseudo_likelihood(model, self.observations)
-        return (guess.couplings if guess is not None and guess.exact else response), cov
+        centre = guess.couplings if guess is not None and guess.exact else response
+        for a, name in enumerate(model.names):  # a bounded prior may exclude the estimate: begin inside it, one width away
+            prior = model.prior(name)
+            for side in (1, -1):
+                if not np.asarray(prior.support(centre[a])) and np.asarray(prior.support(side * np.sqrt(cov[a, a]))):
+                    centre = np.where(np.arange(k) == a, side * np.sqrt(cov[a, a]), centre)
+            if not np.asarray(prior.support(centre[a])):
+                centre = np.where(np.arange(k) == a, float(prior.mean), centre)
+        return centre, cov
 
     # ------------------------------------------------------------------ rounds
 
@@ -229,6 +241,9 @@ def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observati
     for kind, names in (("models", [m.name for m in models]), ("observations", [o.name for o in observations])):
         if len(set(names)) != len(names):
             raise InputError(f"two {kind} are called {max(names, key=names.count)!r}; give each a name of its own")
+    for name in [*(m.name for m in models), *(o.name for o in observations)]:
+        if not name.strip() or set(name) & set('/\\:*?"<>|') or name.startswith("."):
+            raise InputError(f"name {name!r} cannot be a file's name; use letters, digits, spaces, - or _")
     first = observations[0].environments
     for o in observations:
         if o.environments.key != first.key or o.environments.species != first.species:
@@ -276,14 +291,21 @@ def log_likelihoods(
 
 
 def log_prior(model: Hamiltonian, couplings: NDArray[np.float64], scale: float = 1.0) -> NDArray[np.float64]:
-    """Log prior density at couplings (m, k); `scale` widens every prior about zero."""
+    """Log prior density at couplings (m, k); `scale` widens every prior about its mean, or about 0 where it is bounded."""
     total = np.zeros(len(couplings))
     for a, name in enumerate(model.names):
         prior = model.prior(name)
-        value = couplings[:, a] / scale
+        middle = float(prior.mean)
+        about = middle if scale != 1 and unbounded(prior) and np.isfinite(middle) else 0.0
+        value = about + (couplings[:, a] - about) / scale
         inside = np.asarray(prior.support(value))
-        total += np.where(inside, np.asarray(prior.log_prob(np.where(inside, value, np.asarray(prior.mean)))), -np.inf) - np.log(scale)
+        total += np.where(inside, np.asarray(prior.log_prob(np.where(inside, value, middle))), -np.inf) - np.log(scale)
     return total
+
+
+def unbounded(prior: Any) -> bool:
+    """Whether a prior allows any real number."""
+    return bool(np.all(np.asarray(prior.support(np.array([-1e6, -1.0, 0.0, 1.0, 1e6])))))
 
 
 def explore(
@@ -298,6 +320,10 @@ def explore(
         proposal = -(freedom + k) / 2 * np.log1p((z**2).sum(axis=1) / freedom)
         target = log_likelihoods(smooth, observations, kind, w).sum(axis=1) + log_prior(smooth.model, w) + smooth.leash(w)
         weight = target - proposal
+        if not np.isfinite(weight.max()):
+            raise CheckError(
+                f"{smooth.model.name}: no point near {centre.round(3).tolist()} is possible under the prior; give a start inside it"
+            )
         weight = np.exp(weight - weight.max())
         weight /= weight.sum()
         centre = weight @ w

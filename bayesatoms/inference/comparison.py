@@ -64,11 +64,13 @@ class Comparison:
 
     @property
     def decides(self) -> bool:
-        return len(self.remain) == 1
+        return len(self.remain) == 1 and len(self.rows) > 1
 
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if len(self.rows) == 1:
+            return f"There is one candidate, {self.remain[0]}: nothing to compare it with."
         gone = [n for n in self.rows if n not in self.remain]
         if self.decides:
             return f"The data decide for {self.remain[0]} among {_and(sorted(self.rows))}."
@@ -135,6 +137,11 @@ def compare(result: Result) -> Comparison:
     return Comparison(rows, remaining(weights), units, n_units, checks, _warnings(rows, units, n_units))
 
 
+def evidence_weights(result: Result, prior_scale: float = 1.0) -> dict[str, float]:
+    """Posterior weight of each model from its evidence, equal prior weights; priors of `prior_scale` times their width."""
+    return _weights({name: log_evidence(result, fit, prior_scale)[0] for name, fit in result.fits.items()})
+
+
 def remaining(weights: Mapping[float, Mapping[str, float]]) -> tuple[str, ...]:
     """Models in the smallest 95 % set under any of the prior scales, heaviest first under the declared one.
 
@@ -186,22 +193,27 @@ def nesting(result: Result, inner: Hamiltonian, outer: Hamiltonian) -> NDArray[n
         return None
     if not inner.terms:
         return np.zeros((0, len(outer.terms)))
-    image = next(iter(result.emulator.images.values()))
-    a = image.reweighting.features @ result.emulator.embed(inner).T
-    b = np.column_stack([image.reweighting.features @ result.emulator.embed(outer).T, np.ones(len(a))])
+    # one relation for all images; only its constant may differ from box to box, and features are centred in each
+    features = np.concatenate(
+        [i.reweighting.features[:2000] - i.reweighting.features[:2000].mean(axis=0) for i in result.emulator.images.values()]
+    )
+    a, b = features @ result.emulator.embed(inner).T, features @ result.emulator.embed(outer).T
     solution = np.linalg.lstsq(b, a, rcond=None)[0]
-    return solution[:-1].T if np.abs(a - b @ solution).max() < 1e-6 * max(np.abs(a).max(), 1.0) else None
+    return solution.T if np.abs(a - b @ solution).max() < 1e-6 * max(np.abs(a).max(), 1.0) else None
 
 
 def _points(result: Result, models: Sequence[Hamiltonian]) -> tuple[dict[str, tuple[NDArray, NDArray | None]], str, int]:
     """Point-wise log likelihoods (chain, draw, points) and multiplicities of each model, for the same points.
 
-    Single atoms given all others, where every image shows enough for every model, else whole images.
+    Single atoms given all others, where every image shows enough for every model and has no label errors, else
+    whole images.
     """
     terms = {t.name: t for m in models for t in m.terms}
     everything = Hamiltonian("all", *terms.values(), lattice=models[0].lattice, species=models[0].species)
     tables = [conditionals(everything, o) for o in result.observations]
-    if any(t is None or not t.exact for t in tables):
+    # a conditional of wrong labels is not that of the crystal: with label errors only whole images are right
+    noisy = any(not np.array_equal(o.label_error, np.eye(len(o.label_error))) for o in result.observations)
+    if noisy or any(t is None or not t.exact for t in tables):
         whole = {m.name: (result[m.name].posteriors["calibrated"].log_likelihood, None) for m in models}
         return whole, "images", len(result.observations)
     atoms = {}

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 
 from ..environments import Environments
 from ..hamiltonian import Hamiltonian
-from .campaign import log_likelihoods, log_prior
+from .campaign import log_likelihoods, log_prior, unbounded
 from .distance import squared_distance
 from .emulator import SUPPORT_BAR, Emulator
 from .posterior import Fit, Result
@@ -138,12 +138,16 @@ def loo(log_likelihood: NDArray[np.float64], multiplicity: NDArray[np.float64] |
     from arviz_stats.base import array_stats
 
     weight = np.ones(log_likelihood.shape[2]) if multiplicity is None else multiplicity
-    if np.ptp(log_likelihood, axis=(0, 1)).max() == 0:  # no couplings, nothing to leave out
-        pointwise = log_likelihood[0, 0]
-        return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), 0.0, pointwise, None)
-    found = [array_stats.loo(log_likelihood[:, :, i], chain_axis=0, draw_axis=1) for i in range(log_likelihood.shape[2])]
-    pointwise, k, p = (np.array([float(f[a]) for f in found]) for a in range(3))
-    return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), float(weight @ p), pointwise, float(k.max()))
+    found = []
+    for i in range(log_likelihood.shape[2]):
+        column = log_likelihood[:, :, i]
+        if np.ptp(column) < 1e-12:  # the draws do not matter to this point: leaving it out changes nothing
+            found.append((float(column[0, 0]), -np.inf, 0.0))
+        else:
+            found.append(tuple(float(v) for v in array_stats.loo(column, chain_axis=0, draw_axis=1)))
+    pointwise, k, p = np.array(found).T
+    worst = float(k.max()) if np.isfinite(k.max()) else None
+    return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), float(weight @ p), pointwise, worst)
 
 
 def _standard_error(pointwise: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
@@ -174,7 +178,7 @@ def log_evidence(result: Result, fit: Fit, prior_scale: float = 1.0) -> tuple[fl
     """Log evidence under the calibrated likelihood, and its numerical error.
 
     Gauss-Hermite quadrature in the posterior's own axes for up to three couplings, checked by
-    importance sampling from a Student-t proposal; the latter alone beyond three. `prior_scale` widens
+    importance sampling from a Student-t proposal; the latter alone beyond three or under a bounded prior. `prior_scale` widens
     every prior. All models are judged on one statistic, so their evidences compare.
     """
     calibrated = fit.posteriors["calibrated"]
@@ -187,8 +191,8 @@ def log_evidence(result: Result, fit: Fit, prior_scale: float = 1.0) -> tuple[fl
 
     root = np.linalg.cholesky(calibrated.cov)
     sampled = _importance(density, calibrated.mean, root, np.random.default_rng(result.seed))
-    if k > 3:
-        return sampled
+    if k > 3 or not all(unbounded(fit.model.prior(name)) for name in fit.model.names):
+        return sampled  # the nodes of a quadrature would straddle the edge of a bounded prior
     nodes, weights = hermegauss({1: 81, 2: 41}.get(k, 25))
     z = np.stack(np.meshgrid(*[nodes] * k, indexing="ij"), axis=-1).reshape(-1, k)
     log_w = np.log(np.stack(np.meshgrid(*[weights] * k, indexing="ij"), axis=-1).reshape(-1, k)).sum(axis=1)

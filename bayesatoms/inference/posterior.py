@@ -237,7 +237,7 @@ def infer(
     if environments is not None:
         observations = [o.with_environments(environments) for o in observations]
     pool = pool if pool is not None else Pool(None if out is None else Path(out) / "pool")
-    clock = time.perf_counter()
+    clock, before = time.perf_counter(), pool.simulated
     campaign, regions = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start)
     timing = {"simulate": time.perf_counter() - clock}
     clock, report, fits = time.perf_counter(), reporter(progress), {}
@@ -247,7 +247,14 @@ def infer(
         report("sample", number, len(models))
     timing["sample"] = time.perf_counter() - clock
     assert campaign.emulator is not None
-    simulation = {"chains": pool.simulated, "sweeps": pool.sweeps, "attempted_moves": pool.moves, "design_points": len(campaign.design)}
+    s, chains = campaign.settings, len(campaign.design) * len(observations)
+    simulation = {
+        "chains": chains,
+        "chains_simulated_now": pool.simulated - before,
+        "sweeps": chains * (s.burn + s.sweeps * s.samples),
+        "attempted_moves": campaign.moves,
+        "design_points": len(campaign.design),
+    }
     return Result(
         fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation, timing
     )
@@ -290,8 +297,22 @@ def _fit(campaign: Campaign, model: Hamiltonian, regions: Mapping[str, Region], 
     mean = posteriors[likelihood].mean @ campaign.emulator.embed(model)
     information = sum(image.fisher(mean) for image in campaign.emulator.images.values())
     embed = campaign.emulator.embed(model)
-    bound = np.sqrt(np.diag(np.linalg.pinv(embed @ information @ embed.T)))
+    bound = cramer_rao(embed @ information @ embed.T)
     return Fit(model, likelihood, posteriors, smooth, bound, checks)
+
+
+def cramer_rao(information: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least standard deviation of each coupling, infinite where a direction without information moves it.
+
+    Examples
+    --------
+    >>> cramer_rao(np.array([[4.0, 0.0], [0.0, 0.0]])).tolist()
+    [0.5, inf]
+    """
+    values, vectors = np.linalg.eigh(information)
+    null = values < 1e-9 * max(values.max(), 1e-300)
+    variance = (vectors[:, ~null] ** 2 / values[~null]).sum(axis=1)
+    return np.sqrt(np.where((vectors[:, null] ** 2 > 1e-9).any(axis=1), np.inf, variance))
 
 
 def _without_couplings(campaign: Campaign, kind: str) -> Posterior:

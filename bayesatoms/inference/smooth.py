@@ -72,7 +72,8 @@ class SmoothEmulator:
         coefficients = {}
         for name, image in emulator.images.items():
             moments, support = image.batch(union)
-            good = support >= SUPPORT_BAR
+            # fewer records than numbers to estimate give no covariance, whatever their share of a chain
+            good = (support >= SUPPORT_BAR) & (support * image.reweighting.records.mean() >= 2 * len(image.offset) + 2)
             if good.sum() < 2 * len(powers):
                 raise CheckError(
                     f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}"

@@ -36,14 +36,17 @@ class Threads:
         self.workers = workers
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
-        with ThreadPoolExecutor(self.workers) as threads:
-            waiting: dict[Future[Result], Task] = {}
+        threads = ThreadPoolExecutor(self.workers)
+        waiting: dict[Future[Result], Task] = {}
+        try:
             for task in tasks:
                 waiting[threads.submit(function, task)] = task
                 if len(waiting) >= 2 * self.workers:
                     yield from self._finished(waiting)
             while waiting:
                 yield from self._finished(waiting)
+        finally:  # stopped early: what has not begun is dropped
+            threads.shutdown(cancel_futures=True)
 
     @staticmethod
     def _finished(waiting: dict[Future[Result], Task]) -> Iterator[tuple[Task, Result]]:

@@ -42,10 +42,9 @@ def phase_map(diagram: PhaseDiagram) -> Figure:
     separates = bool(d["p_separated"].max() >= _NOTABLE)
     figure = new_figure(10.8 if separates else 9.0, 3.5)
     left, centre, right, *further = figure.subplots(1, 3 + separates, sharey=True)
-    _shade(figure, left, d, d["order_parameter"].isel(middle), "order parameter, median", cmap="Blues", vmin=0)
+    _shade(figure, left, d, d["order_parameter"].isel(middle), "order parameter, median", cmap="Blues", vmin=0, vmax=_most_order(d))
     _boundaries(left, d)
-    alpha = d["warren_cowley"].isel(middle).to_numpy()
-    limit = max(0.05, float(np.nanmax(np.abs(alpha))))
+    limit = max(0.1, float(np.nanmax(np.abs(d["warren_cowley"].to_numpy()))))
     norm = TwoSlopeNorm(0.0, -limit, limit)
     _shade(figure, centre, d, d["warren_cowley"].isel(middle), "Warren–Cowley α₁, median", cmap="PuOr_r", norm=norm)
     _shade(figure, right, d, d["p_ordered"], "P(ordered)", cmap="Blues", vmin=0, vmax=1)
@@ -89,10 +88,21 @@ def _mark(ax: Axes, x_edges: NDArray, t_edges: NDArray, where: NDArray[np.bool_]
         ax.add_patch(Rectangle((x_edges[column], t_edges[row]), width, height, facecolor="none", edgecolor="#555555", hatch=hatch, lw=0))
 
 
+def _threshold(d: Any) -> Any:
+    """The order parameter above which a box is ordered, by composition."""
+    return d["threshold"].to_numpy() if "threshold" in d else np.inf
+
+
+def _most_order(d: Any) -> float:
+    """End of the colour scale: what is below the threshold must look pale, even where nothing orders."""
+    known = np.max(_threshold(d))
+    return float(max(np.nanmax(d["order_parameter"].to_numpy()), 2 * known if np.isfinite(known) else 0.0))
+
+
 def _boundaries(ax: Axes, d: Any) -> None:
     """Where the order parameter crosses its threshold, at each quantile."""
-    threshold = d["threshold"].to_numpy() if "threshold" in d else d.attrs.get("ordered_threshold")
-    if threshold is None or min(len(d["composition"]), len(d["temperature"])) < 2:
+    threshold = _threshold(d)
+    if min(len(d["composition"]), len(d["temperature"])) < 2:
         return
     for q, line in zip(range(len(d["quantile"])), ("--", "-", "--"), strict=False):
         above = d["order_parameter"].isel(quantile=q).to_numpy() - threshold

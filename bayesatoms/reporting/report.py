@@ -207,7 +207,7 @@ def _inputs(result: Result) -> list[tuple[str, str]]:
     found = [(name, f"sha256 {digest}") for name, digest in result.sources.items()]
     for o in result.observations:
         counts = hashlib.blake2b(o.counts.astype("<i8").tobytes(), digest_size=8).hexdigest()
-        found.append((o.name, "; ".join([*(f"{k} {v}" for k, v in o.source.items()), f"counts {counts}"])))
+        found.append((o.name, "; ".join([*(f"{k} {_text(v)}" for k, v in o.source.items()), f"counts {counts}"])))
     return found
 
 
