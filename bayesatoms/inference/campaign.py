@@ -21,7 +21,7 @@ from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
 from ..window import Operator
-from .emulator import Emulator, ImageEmulator, Records
+from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Records
 from .likelihood import calibrated_log_density, independent_log_density
 from .pseudolikelihood import pseudo_likelihood
 from .smooth import SmoothEmulator
@@ -191,8 +191,15 @@ class Campaign:
         key = [self.seed, number, *np.frombuffer((region.model.name + region.kind).encode(), np.uint8)]
         sobol = qmc.MultivariateNormalQMC(np.zeros(len(region.centre)), seed=np.random.default_rng(np.random.SeedSequence(key)))
         count = 1 << (self.settings.points - 1).bit_length()
-        z = sobol.random(count)[: self.settings.points]
-        return (region.centre + 1.6 * z @ np.linalg.cholesky(region.cov).T) @ self.emulator.embed(region.model)
+        z = 1.6 * sobol.random(count)[: self.settings.points]
+        points = region.centre + z @ np.linalg.cholesky(region.cov).T
+        if len(region.draws):  # half of them at the draws that the pool supports least
+            some = region.draws[:: max(1, len(region.draws) // 256)]
+            union = some @ self.emulator.embed(region.model)
+            supports = np.min([image.reweighting.support(union) for image in self.emulator.images.values()], axis=0)
+            thin = some[np.argsort(supports)[: 4 * (self.settings.points // 2) : 4]]
+            points[: len(thin)] = thin
+        return points @ self.emulator.embed(region.model)
 
     def _advance(self, region: Region, number: int) -> Region:
         assert self.emulator is not None
@@ -210,13 +217,14 @@ class Campaign:
         sd = np.sqrt(np.diag(cov))
         shift = np.abs(centre - region.centre) / sd
         width = np.abs(np.log(sd / np.sqrt(np.diag(region.cov))))
-        some = draws[:: max(1, len(draws) // 64)] @ self.emulator.embed(region.model)
-        support = min(float(np.quantile(i.reweighting.support(some), 0.05)) for i in self.emulator.images.values())
+        some = draws[:: max(1, len(draws) // 256)] @ self.emulator.embed(region.model)
+        supports = np.min([image.reweighting.support(some) for image in self.emulator.images.values()], axis=0)
+        support = float(np.quantile(supports, 0.05))
+        # the bulk well supported, and the outermost draws twice as well as they will be checked for
+        held = support > self.settings.support and supports.min() > 2 * SUPPORT_BAR
         first = region.smooth is None
         still = not first and bool(max(shift.max(), width.max()) < self.settings.moved)
-        return replace(
-            region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=still and support > self.settings.support, support=support
-        )
+        return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=bool(still and held), support=support)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
         for r in regions:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from ..hamiltonian import Hamiltonian
 from .campaign import scoring
@@ -89,6 +90,7 @@ class Comparison:
         return "\n".join([*lines, *(f"Warning: {w}" for w in self.warnings), self.verdict])
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def compare(result: Result) -> Comparison:
     """Judge the candidate models of a result.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
@@ -248,9 +249,16 @@ def _composition(environments: Environments, p: NDArray[np.float64]) -> NDArray[
     return np.stack([p[:, environments.centre == s].sum(axis=1) for s in range(len(environments.species))], axis=1)
 
 
+@lru_cache(maxsize=4096)
+def _random(environments: Environments, composition: tuple[float, ...]) -> NDArray[np.float64]:
+    return environments.random_distribution(np.array(composition) / sum(composition))
+
+
 def _re_estimated(environments: Environments, histogram: NDArray | None, x: NDArray, seen: NDArray[np.float64]) -> NDArray[np.float64]:
     """The model's histogram at the compositions seen (m, k): exact for the random alloy (None), tilted by it otherwise."""
-    random = np.array([environments.random_distribution(s) for s in seen])
+    # compositions are whole numbers of atoms, so few differ
+    distinct, which = np.unique(seen.round(12), axis=0, return_inverse=True)
+    random = np.array([_random(environments, tuple(s)) for s in distinct])[which.reshape(-1)]
     if histogram is None:
         return random
     base = environments.random_distribution(x)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ..environments import Environments
 from ..errors import CheckError, InputError
@@ -164,6 +165,7 @@ def emulate(
     return campaign.emulator
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def infer(
     models: Sequence[Hamiltonian] | Hamiltonian,
     observations: Sequence[Observation] | Observation,
