@@ -23,7 +23,7 @@ _PUBLIC = {
     "CalibratedDistance": "inference.likelihood",
     "IndependentDistance": "inference.likelihood",
     "compare": "inference.comparison",
-    "Candidate": "phases.diagram",
+    "Candidate": "phases.candidates",
     "phase_diagram": "phases.diagram",
     "write_report": "reporting.report",
 }

@@ -70,7 +70,8 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     from .inference.comparison import compare
     from .inference.posterior import infer
     from .montecarlo.pool import Pool
-    from .phases.diagram import Candidate, phase_diagram
+    from .phases.candidates import Candidate
+    from .phases.diagram import phase_diagram
 
     options, out = study.file.infer, Path(out)
     check_inputs(study.models, study.observations)

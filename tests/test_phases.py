@@ -11,7 +11,9 @@ import xarray as xr
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.phases.diagram import Candidate, _trapped, phase_diagram
+from bayesatoms.phases.candidates import Candidate
+from bayesatoms.phases.diagram import phase_diagram
+from bayesatoms.phases.grid import _trapped
 from bayesatoms.phases.observables import (
     disordered_floor,
     order_parameter,
@@ -265,17 +267,17 @@ GOOD = [Candidate(PAIRS, [[0.1]])]
         ({"seed": -1}, "seed -1 given"),
         ({"size": 7}, "size 7 given; expected even numbers of cells"),
         ({"size": (6, 6, 6)}, "one or 2 of them"),
-        ({"candidates": []}, "0 candidates without weight given; expected at least one"),
-        ({"candidates": [Candidate(PAIRS, [[0.1]], 0.0)]}, "1 candidates without weight"),
-        ({"candidates": [Candidate(THREE, NO_DRAWS)]}, "species A, B, C given; a phase diagram expects two"),
-        ({"candidates": [*GOOD, Candidate(THREE, NO_DRAWS)]}, "models P1, T given; expected different names, one lattice"),
-        ({"candidates": GOOD * 2}, "models P1, P1 given; expected different names"),
+        ({"source": []}, "0 candidates without weight given; expected at least one"),
+        ({"source": [Candidate(PAIRS, [[0.1]], 0.0)]}, "1 candidates without weight"),
+        ({"source": [Candidate(THREE, NO_DRAWS)]}, "species A, B, C given; a phase diagram expects two"),
+        ({"source": [*GOOD, Candidate(THREE, NO_DRAWS)]}, "models P1, T given; expected different names, one lattice"),
+        ({"source": GOOD * 2}, "models P1, P1 given; expected different names"),
     ],
 )
 def test_bad_input_is_named(change, message):
-    arguments = {"candidates": GOOD, "composition": [0.5], "seed": 1, **change}
+    arguments = {"source": GOOD, "composition": [0.5], "seed": 1, **change}
     with pytest.raises(InputError, match=message):
-        phase_diagram(arguments.pop("candidates"), **arguments)
+        phase_diagram(arguments.pop("source"), **arguments)
 
 
 @pytest.mark.parametrize("draws", [np.zeros((0, 1)), [[0.1, 0.2]], [[np.nan]], [0.1]])

@@ -25,7 +25,8 @@ from bayesatoms.inference.comparison import compare
 from bayesatoms.inference.criteria import image_s2
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
-from bayesatoms.phases.diagram import Candidate, phase_diagram
+from bayesatoms.phases.candidates import Candidate
+from bayesatoms.phases.diagram import phase_diagram
 from bayesatoms.plots import fits
 from bayesatoms.plots.style import HATCH
 
