@@ -136,7 +136,7 @@ def compare(result: Result) -> Comparison:
             heterogeneity_p=_heterogeneity(result, model),
         )
     checks = {f"nested: {a} in {b}": nested_check(a, least[a], b, least[b]) for a, b in nested}
-    return Comparison(rows, remaining(weights), units, n_units, checks, _warnings(rows, units, n_units))
+    return Comparison(rows, remaining(weights), units, n_units, checks, (*_warnings(rows, units, n_units), *_unseen(result)))
 
 
 def evidence_weights(result: Result, prior_scale: float = 1.0) -> dict[str, float]:
@@ -259,6 +259,14 @@ def _warnings(rows: Mapping[str, Row], units: str, n_units: int) -> tuple[str, .
         if r.heterogeneity_p is not None and r.heterogeneity_p < 0.05:
             found.append(f"{r.name}: the images disagree about its couplings (p = {r.heterogeneity_p:.3f}).")
     return tuple(found)
+
+
+def _unseen(result: Result) -> list[str]:
+    """Couplings on which the images carry no information: what is said of them is their prior."""
+    blind = [(f.model.name, n) for f in result.fits.values() for n, sd in zip(f.model.names, f.crb_sd, strict=True) if np.isinf(sd)]
+    return [
+        f"{model}: the images say nothing about {name} by itself; its posterior is its prior along that direction." for model, name in blind
+    ]
 
 
 def _and(names: Sequence[str]) -> str:
