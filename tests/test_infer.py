@@ -155,7 +155,7 @@ def test_waic_equals_arviz_on_the_same_terms(result):
 def test_own_numpyro_model_takes_the_distribution(images):
     """Two images, couplings shared, written by a user: the public pieces go together."""
     import jax
-    from numpyro.infer import MCMC, NUTS
+    from numpyro.infer import MCMC, NUTS, init_to_median
 
     import bayesatoms as ba
 
@@ -166,7 +166,7 @@ def test_own_numpyro_model_takes_the_distribution(images):
         for o in images:
             numpyro.sample(o.name, ba.CalibratedDistance(emulator, o, w), obs=emulator.statistic(o))
 
-    mcmc = MCMC(NUTS(model), num_warmup=200, num_samples=300, progress_bar=False)
+    mcmc = MCMC(NUTS(model, init_strategy=init_to_median()), num_warmup=200, num_samples=300, progress_bar=False)
     mcmc.run(jax.random.key(0))
     assert abs(float(np.mean(mcmc.get_samples()["w1"])) - 0.25) < 0.25
 

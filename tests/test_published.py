@@ -113,4 +113,4 @@ def test_nesting_is_found_from_the_features(comparison):
 def test_models_without_couplings_take_part(result):
     fit = result["R"]
     assert fit.draws.shape[1] == 0 and fit.posterior.rhat.size == 0
-    assert result.statistic.names == ("x_Re", "w1", "w2", "t1") and result.statistic.dropped == ("t2",)
+    assert result.statistic.names == ("x_Re", "x_Re shell 1", "w1", "w2", "t1") and result.statistic.dropped == ("t2",)

@@ -56,7 +56,7 @@ def test_terms_that_add_nothing_are_dropped():
     reordered = {n: orbits[n] for n in ("w1", "t1", "t2")}
     assert Statistic.of_terms(e, reordered).dropped == ("t2",)
     orbits = {"w1": orbits["w1"], "rr": Pair("Re", "Re").orbit(TRIANGULAR, m.species)}
-    assert Statistic.of_terms(e, orbits).names == ("x_Re", "w1")
+    assert Statistic.of_terms(e, orbits).names == ("x_Re", "x_Re shell 1", "w1")
 
 
 def test_a_term_beyond_the_environments_is_refused():

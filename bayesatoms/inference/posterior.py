@@ -154,7 +154,8 @@ def emulate(
 ) -> Emulator:
     """The reweighted pool around the models' posteriors, for a numpyro model of one's own.
 
-    Parameters are those of :func:`infer`. Its answers hold where ``emulator.support(w)`` is at least 0.05.
+    Parameters are those of :func:`infer`. Its answers hold where ``emulator.support(w)`` is at least 0.05:
+    start a sampler there (``init_strategy=numpyro.infer.init_to_median()``), not at random.
 
     Returns
     -------

@@ -31,7 +31,7 @@ class Statistic:
     ----------
     contrasts : ndarray, shape (n, n_classes)
     names : tuple of str
-        One a row: "x_<species>", then the terms kept.
+        One a row: "x_<species>" of the centres and of each shell, then the terms kept.
     dropped : tuple of str
         Terms that add nothing to those before them: their counts are linear combinations on every
         periodic crystal.
@@ -60,10 +60,9 @@ class Statistic:
         >>> e = Environments(h.lattice, h.species)
         >>> s = Statistic.of_terms(e, dict(zip(h.names, h.orbits)))
         >>> s.names, s.dropped    # with the composition, AB pairs determine BB pairs
-        (('x_B', 'w1'), ('bb',))
+        (('x_B', 'x_B shell 1', 'w1'), ('bb',))
         """
-        k = len(environments.species)
-        composition = np.array([(environments.centre == s).astype(float) for s in range(1, k)])
+        composition, composition_names = composition_rows(environments)
         rows = {name: contrast(environments, orbit, name) for name, orbit in orbits.items()}
         random = _random_histograms(environments)
         kept, explained = [], np.vstack([np.ones(len(random)), composition @ random.T])
@@ -74,8 +73,7 @@ class Statistic:
                 kept.append(name)
                 explained = np.vstack([explained, values])
         contrasts = np.vstack([composition, *(rows[n] for n in kept)])
-        names = (*(f"x_{s}" for s in environments.species[1:]), *kept)
-        return cls(environments, contrasts, names, k - 1, tuple(n for n in rows if n not in kept))
+        return cls(environments, contrasts, (*composition_names, *kept), len(composition), tuple(n for n in rows if n not in kept))
 
     def __call__(self, counts: ArrayLike) -> NDArray[np.float64]:
         """t of class counts (..., n_classes); shape (..., n)."""
@@ -87,6 +85,28 @@ class Statistic:
         """Identity of the statistic: evidences compare only at the same one."""
         content = repr((self.names, self.environments.species, self.environments.n_classes)).encode() + self.contrasts.round(9).tobytes()
         return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def composition_rows(environments: Environments) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Composition of the centres and of each shell of neighbours, as contrasts, with their names.
+
+    In a periodic crystal they are one and the same; a window's rim has neighbours that are no centres, and
+    whether those are rich or poor in a species shifts every count of pairs and clusters. Conditioning on both
+    leaves the counts that the couplings explain.
+    """
+    lattice, rows, names = environments.lattice, [], []
+    counts = [[1, *(len(lattice.shell(s, b)) for s in range(1, environments.shells + 1))] for b in range(len(environments.templates))]
+    for species in range(1, len(environments.species)):
+        for shell in range(environments.shells + 1):
+            raw = []
+            for b, sizes in enumerate(counts):
+                first = sum(sizes[:shell])
+                raw.append((environments.digits(b)[:, first : first + sizes[shell]] == species).mean(axis=1))
+            rows.append(environments.average(np.concatenate(raw))[0])
+            names.append(f"x_{environments.species[species]}" + (f" shell {shell}" if shell else ""))
+    # centres first: where the shells add nothing (a whole crystal) it is they that are dropped
+    order = sorted(range(len(names)), key=lambda i: "shell" in names[i])
+    return np.array([rows[i] for i in order]), tuple(names[i] for i in order)
 
 
 def contrast(environments: Environments, orbit: Orbit, name: str) -> NDArray[np.float64]:
