@@ -27,6 +27,7 @@ from .smooth import SmoothEmulator
 from .statistic import Statistic
 
 _RHAT_BAR, _ESS_BAR = 1.01, 400  # Vehtari et al., Bayesian Anal. 16, 667 (2021)
+_ONE_HEAP = 1.8  # kurtosis minus squared skewness of a uniform law
 _SMOOTH_BAR = 0.25  # rms error of the smooth emulator's log likelihood over the posterior
 
 
@@ -408,7 +409,7 @@ def _checks(campaign: Campaign, region: Region, posterior: Posterior) -> dict[st
             exact += independent_log_density(o.histogram, moments.histogram, o.n)
     apart = exact - log_likelihoods(smooth, campaign.observations, region.kind, some).sum(axis=1)
     slow = max(_slow_weight(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
-    shape = max(_shape(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
+    shape = min(_shape(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
     rounds = max((h["round"] for h in campaign.history), default=0)
     return {
         "rounds": Check(
@@ -422,7 +423,10 @@ def _checks(campaign: Campaign, region: Region, posterior: Posterior) -> dict[st
             bool(apart.std() < _SMOOTH_BAR), f"rms error of the log likelihood over the posterior {apart.std():.3f}, at most {_SMOOTH_BAR}"
         ),
         "equilibrium": Check(slow < 0.05, f"chains too slow to judge carry {slow:.1%} of the weight, at most 5 %"),
-        "normality": Check(shape < 5 / 9, f"largest bimodality coefficient of the statistic {shape:.2f}, below 5/9 (1/3 if normal)"),
+        "normality": Check(
+            shape > _ONE_HEAP,
+            f"least kurtosis minus squared skewness of the statistic {shape:.2f}, above {_ONE_HEAP} (3 if normal, 1 if two heaps)",
+        ),
         "rhat": Check(bool(posterior.rhat.max() < _RHAT_BAR), f"largest R-hat {posterior.rhat.max():.4f}, below {_RHAT_BAR}"),
         "ess": Check(bool(posterior.ess.min() > _ESS_BAR), f"least effective sample size {posterior.ess.min():.0f}, above {_ESS_BAR}"),
         "divergences": Check(posterior.divergences == 0, f"{posterior.divergences} divergent transitions, expected none"),
@@ -436,11 +440,14 @@ def _slow_weight(image: Any, union: NDArray[np.float64]) -> float:
 
 
 def _shape(image: Any, union: NDArray[np.float64]) -> float:
-    """Largest bimodality coefficient (skewness^2 + 1) / kurtosis among the statistic's whitened components (Sarle; 5/9 if uniform).
+    """Least kurtosis minus squared skewness among the statistic's whitened components.
 
-    Rare species make the statistic skew and long-tailed, which the likelihood survives; two heaps,
-    as in a separating alloy, it does not.
+    It is 3 for a normal law and for a Poisson law of any mean, 1.8 for a uniform one and 1, the least there
+    can be, for two points (Pearson 1916): rare species make the statistic skew and long-tailed, which the
+    likelihood survives; two heaps, as in a separating alloy, it does not.
     """
     moments, weights = image.moments(union), image.reweighting.weights(union)
     z = np.linalg.solve(moments.lower, (image.values - moments.mean).T)[image.n_composition :]
-    return float(np.max(((z**3 @ weights) ** 2 + 1) / (z**4 @ weights)))
+    z = z - (z @ weights)[:, None]
+    variance = z**2 @ weights
+    return float(np.min(z**4 @ weights / variance**2 - (z**3 @ weights) ** 2 / variance**3))
