@@ -237,7 +237,7 @@ class Observation:
 
         A species that was seen but that the label errors would explain away keeps half an atom of the window.
         """
-        undone = np.linalg.solve(self.label_error.T, self.composition)
+        undone = np.minimum(np.linalg.solve(self.label_error.T, self.composition), 1.0)
         undone = np.where(self.composition > 0, np.maximum(undone, 0.5 / self.n), np.where(undone > 1e-9, undone, 0.0))
         return undone / undone.sum()
 

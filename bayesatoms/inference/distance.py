@@ -53,8 +53,8 @@ def distance(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> float(distance([1.0, 0.0], [0.0, 1.0]) * 2 / np.pi)
-    1.0
+    >>> round(float(distance([1.0, 0.0], [0.0, 1.0])), 6)
+    1.570796
     """
     return np.sqrt(squared_distance(p, q))
 
