@@ -40,22 +40,25 @@ def run(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml")],
     out: Out = Path("results"),
     workers: Workers = _CORES,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Results folder of the same images under other labels: its chains are taken first.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Images and models of a study.toml: a results folder with report.html and summary.json."""
     from . import study
 
-    _run(study.read(study_file), out, workers, quiet)
+    _run(study.read(study_file), out, workers, quiet, reuse)
 
 
-def _run(plan, out: Path, workers: int, quiet: bool) -> None:
+def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) -> None:
     from .progress import Bars
     from .reporting.report import write_report
     from .results import run as run_study
 
     bars = Bars(quiet=quiet)
     try:
-        results = run_study(plan, out, workers=workers, progress=bars)
+        results = run_study(plan, out, workers=workers, progress=bars, reuse=reuse)
     except KeyboardInterrupt:
         typer.echo("bayesatoms: stopped; finished chains are kept, run the same command to continue", err=True)
         raise typer.Exit(130) from None

@@ -1,16 +1,15 @@
 """Observation: what one image says, ready for inference.
 
 A histogram of environment classes, the window it was seen through, the label-error matrix and the
-composition; with them, where there is one, the labelled configuration. Make one from published
-counts, from a table of labelled sites, or from an array of labels.
+composition; with them, where there is one, the labelled configuration and how sure its labels are.
+Make one from published counts, from a table of labelled sites, or from an array of labels.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from .configuration import UNSEEN, Configuration
 from .environments import Environments
 from .errors import InputError
 from .lattice import Lattice
-from .window import Window, check_label_error, tally
+from .response import Response, check_label_error, check_probabilities, settled
+from .tables import read_table
+from .window import Window, tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +33,23 @@ class Observation:
     ----------
     name : str
     environments : Environments
-    counts : ndarray of int, shape (n_classes,)
+    counts : ndarray, shape (n_classes,)
+        Whole numbers, or soft counts: an environment with uncertain sites counts for every class with the
+        probability that it is of it.
     window : Window
     label_error : ndarray, shape (k, k)
-        Row = true species, column = probability of being labelled so.
+        Row = true species, column = probability of being labelled so, or the expected soft label.
     configuration : Configuration, optional
+        The hard labels.
     temperature : float, optional
         Formation temperature in K, if known.
     source : dict
         Where the data came from: file, hash, sites left out; stored with every result.
     positions : ndarray, shape (n_seen, 2), optional
         Measured positions of the seen sites in site order, in the unit of the table.
+    probabilities : ndarray, shape (n_seen, k), optional
+        Soft labels in site order: how probable each species is on each seen site, given its intensity and,
+        as the prior, the image's own composition. They are what is counted; simulated atoms get such labels too.
 
     Examples
     --------
@@ -50,17 +57,21 @@ class Observation:
     >>> o = Observation.from_labels(np.eye(6, dtype=int), e.lattice, e.species, name="stripe")
     >>> o.n, o.composition.round(2).tolist(), int(o.counts.sum())
     (16, [0.75, 0.25], 16)
+    >>> soft = Observation.from_configuration(o.configuration, probabilities=np.where(np.eye(2)[o.configuration.flat], 0.9, 0.1))
+    >>> soft.n, soft.composition.round(2).tolist()
+    (16, [0.7, 0.3])
     """
 
     name: str
     environments: Environments
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | NDArray[np.float64]
     window: Window
     label_error: NDArray[np.float64]
     configuration: Configuration | None = None
     temperature: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     positions: NDArray[np.float64] | None = None
+    probabilities: NDArray[np.float64] | None = None
 
     # ------------------------------------------------------------------ ways to make one
 
@@ -120,17 +131,34 @@ class Observation:
         temperature: float | None = None,
         source: Mapping[str, Any] | None = None,
         positions: NDArray[np.float64] | None = None,
+        probabilities: ArrayLike | None = None,
     ) -> Observation:
-        """An observation of a labelled configuration: its complete environments are counted."""
+        """An observation of a labelled configuration: its complete environments are counted.
+
+        With `probabilities` (n_seen, k), soft labels in site order, the counts are soft and the label errors
+        follow from them.
+
+        Raises
+        ------
+        InputError
+            If there is nothing to count, the probabilities are none, or label errors are given beside them.
+        """
         environments = environments or Environments(configuration.lattice, configuration.species)
         window = Window.of(configuration)
         rows = window.complete(environments)
         if not sum(len(r) for r in rows):
             raise InputError(f"{name}: none of the {configuration.n_seen} seen sites has all its neighbours; nothing to count")
-        seen = configuration.flat[configuration.flat != UNSEEN].astype(np.uint8)[None]
-        counts = tally(environments, rows, seen)[0]
-        error = check_label_error(label_error, len(configuration.species))
-        return cls(name, environments, counts, window, error, configuration, temperature, dict(source or {}), positions)
+        k = len(configuration.species)
+        if probabilities is None:
+            seen = configuration.flat[configuration.flat != UNSEEN].astype(np.uint8)[None]
+            counts, error = tally(environments, rows, seen)[0], check_label_error(label_error, k)
+        else:
+            if label_error is not None:
+                raise InputError(f"{name}: both probabilities and label_error given; soft labels carry their errors: leave label_error out")
+            probabilities = check_probabilities(probabilities, configuration.n_seen, k)
+            counts = _soft_counts(environments, rows, settled(probabilities))
+            error = check_label_error(Response.of_soft(probabilities).label_error, k)
+        return cls(name, environments, counts, window, error, configuration, temperature, dict(source or {}), positions, probabilities)
 
     @classmethod
     def from_labels(
@@ -149,14 +177,15 @@ class Observation:
         columns: Mapping[str, str] | None = None,
         keep: Mapping[str, Sequence[str]] | None = None,
         name: str | None = None,
+        probabilities: str | None = None,
         **keywords: Any,
     ) -> Observation:
-        """An observation from a CSV table of labelled positions, indexed onto the lattice.
+        """An observation from a table of labelled positions, indexed onto the lattice.
 
         Parameters
         ----------
         path : path
-            CSV with a header; the tables that `run` and `observe` write are valid input.
+            CSV with a header, as `run` and `observe` write it; or xyz, atomap's HDF5, AtomAI's arrays (see `tables.read_table`).
         lattice : Lattice
             Two-dimensional; its `a` need not be the unit of the table.
         species : sequence of str
@@ -167,6 +196,9 @@ class Observation:
             position are left out, and how many is stored in :attr:`source`.
         name : str, optional
             The file's stem by default.
+        probabilities : str, optional
+            For soft labels: what the columns with the probability of each species begin with, such as "p_"
+            for p_Mo and p_Re (so they are called in exported tables).
         **keywords
             As for :meth:`from_configuration`.
 
@@ -178,11 +210,13 @@ class Observation:
         from .indexing import index_positions
 
         path = Path(path)
-        rows, digest = _read_csv(path)
+        table = read_table(path)
+        rows, digest = table.records(), table.sha256
         wanted = {"x": "x", "y": "y", "species": "species", **(columns or {})}
         if unknown := set(wanted) - {"x", "y", "species"}:
             raise InputError(f"columns names {sorted(unknown)}; expected x, y, species")
-        for column in [*wanted.values(), *(keep or {})]:
+        soft = [] if probabilities is None else [f"{probabilities}{s}" for s in species]
+        for column in [*wanted.values(), *soft, *(keep or {})]:
             if column not in rows[0]:
                 raise InputError(f"{path}: column {column!r} not found; the table has {', '.join(rows[0])}")
         total = len(rows)
@@ -194,7 +228,7 @@ class Observation:
                 f"{path}: column {wanted['species']!r} holds {', '.join(strange)}; expected {', '.join(species)}; "
                 "choose rows with keep or declare the species"
             )
-        xy = _numbers(path, rows, wanted)
+        xy = _numbers(path, rows, [wanted["x"], wanted["y"]])
         try:
             indexing = index_positions(xy, lattice)
         except InputError as error:
@@ -212,6 +246,8 @@ class Observation:
             "spacing": float(indexing.spacing),
         }
         keywords = {"name": name or path.stem, "source": source, "positions": xy[indexing.kept][order], **keywords}
+        if soft:
+            keywords["probabilities"] = _numbers(path, rows, soft)[indexing.kept][order]
         return cls.from_configuration(configuration, **keywords)
 
     # ------------------------------------------------------------------ what it says
@@ -219,7 +255,7 @@ class Observation:
     @property
     def n(self) -> int:
         """Complete environments."""
-        return int(self.counts.sum())
+        return round(self.counts.sum().item())
 
     @property
     def histogram(self) -> NDArray[np.float64]:
@@ -246,8 +282,22 @@ class Observation:
         """Standard deviation of :attr:`true_composition`: binomial error of the window, carried through the label errors."""
         x = self.composition
         covariance = (np.diag(x) - np.outer(x, x)) / self.n
+        if self.probabilities is not None:  # soft labels scatter less than hard ones
+            covariance = np.cov(settled(self.probabilities).T, ddof=0) / self.n
         undo = np.linalg.inv(self.label_error.T)
         return np.sqrt(np.maximum(np.diag(undo @ covariance @ undo.T), 0))
+
+    @cached_property
+    def response(self) -> Response:
+        """What would be seen of an atom of each species: what simulated atoms go through."""
+        if self.probabilities is None:
+            return Response.of_errors(self.label_error, len(self.environments.species))
+        return Response.of_soft(self.probabilities)
+
+    @property
+    def uncertain(self) -> int:
+        """Seen sites with a soft label that leaves more than one species."""
+        return 0 if self.probabilities is None else int((settled(self.probabilities).max(axis=1) < 1).sum())
 
     def with_environments(self, environments: Environments) -> Observation:
         """The same image counted by other environments.
@@ -261,30 +311,23 @@ class Observation:
             return self
         if self.configuration is None:
             raise InputError(f"{self.name}: only counts are known, by {self.environments!r}; they cannot be counted by {environments!r}")
-        again = Observation.from_configuration(self.configuration, environments=environments)
+        again = Observation.from_configuration(self.configuration, environments=environments, probabilities=self.probabilities)
         return replace(self, environments=environments, counts=again.counts)
 
 
-def _read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
-    """Rows of a CSV file as dictionaries, and the hash of its bytes."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"table {path} cannot be read ({error.strerror}); expected a CSV file with a header") from None
-    try:
-        rows = list(csv.DictReader(data.decode("utf-8-sig").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"table {path} is no CSV text ({error}); expected a CSV file with a header") from None
-    if not rows:
-        raise InputError(f"table {path} holds no rows; expected a header and one row a site")
-    if any(None in r or None in r.values() for r in rows):
-        bad = next(i for i, r in enumerate(rows, 2) if None in r or None in r.values())
-        raise InputError(f"table {path}: line {bad} has another number of fields than the header")
-    return rows, hashlib.sha256(data).hexdigest()
+def _soft_counts(
+    environments: Environments, rows: tuple[NDArray[np.int64], ...], p: NDArray[np.float64]
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Counts of sites with probabilities p (n_seen, k): whole numbers where all are certain."""
+    if (p.max(axis=1) == 1).all():
+        return tally(environments, rows, p.argmax(axis=1).astype(np.uint8)[None])[0]
+    return tally(environments, rows, np.arange(len(p))[None], p)[0]
 
 
-def _numbers(path: Path, rows: list[dict[str, str]], wanted: Mapping[str, str]) -> NDArray[np.float64]:
+def _numbers(path: Path, rows: list[dict[str, str]], columns: Sequence[str]) -> NDArray[np.float64]:
+    """Columns of a table as numbers, (rows, columns)."""
     try:
-        return np.array([[float(r[wanted["x"]]), float(r[wanted["y"]])] for r in rows], dtype=float).reshape(-1, 2)
+        return np.array([[float(r[c]) for c in columns] for r in rows], dtype=float).reshape(-1, len(columns))
     except ValueError as error:
-        raise InputError(f"{path}: columns {wanted['x']!r}, {wanted['y']!r} hold something that is no number ({error})") from None
+        names = ", ".join(map(repr, columns))
+        raise InputError(f"{path}: columns {names} hold something that is no number ({error})") from None

@@ -51,7 +51,9 @@ class Results:
         return all(c.ok for c in self.checks.values())
 
 
-def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None) -> Results:
+def run(
+    study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None, reuse: str | Path | None = None
+) -> Results:
     """Run a study into a results folder: posteriors, comparison, phase map, tables and summary.json.
 
     Parameters
@@ -61,6 +63,8 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
         Made if need be. Chains already in its pool are used.
     workers : int
     progress : callable(stage, done, total), optional
+    reuse : path, optional
+        Results folder whose chains are taken first, instead of the one that the study names.
 
     Returns
     -------
@@ -82,13 +86,16 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
         "workers": workers, "progress": progress,
     }  # fmt: skip
     clock, pool = time.perf_counter(), Pool(out / "pool")
-    result = infer(study.models, study.observations, pool=pool, **common)
+    result = infer(study.models, study.observations, pool=pool, reuse=reuse if reuse is not None else options.reuse, **common)
     result.sources["models"] = study.catalogue.sha256
     timing = dict(result.timing)
     clock = time.perf_counter()
     comparison = compare(result)
     timing["compare"] = time.perf_counter() - clock
-    relabelled = {name: infer(study.models, images, pool=pool, **common) for name, images in study.relabelled.items()}
+    clock = time.perf_counter()
+    relabelled = {name: infer(study.models, images, pool=pool, reuse=result, **common) for name, images in study.relabelled.items()}
+    if relabelled:
+        timing["labellings"] = time.perf_counter() - clock
     diagram, clock = None, time.perf_counter()
     if study.file.phases.run and len(study.models[0].species) == 2:
         section = study.file.phases
@@ -125,6 +132,7 @@ def write(path: Path, text: str) -> None:
 
 def _save(results: Results, out: Path) -> None:
     from .inference import trees
+    from .inference.reuse import FILE
 
     kept = {out / "models" / f"{name}.nc" for name in results.result.fits}
     (out / "models").mkdir(exist_ok=True)
@@ -142,6 +150,8 @@ def _save(results: Results, out: Path) -> None:
         kept.add(results.diagram.save(out / "phases.nc"))
     for stale in {*out.glob("models/*.nc"), *out.glob("sites/*.csv"), *out.glob("phases.nc")} - kept:
         stale.unlink()  # of an earlier study in this folder: it would pass for a result of this one
+    if results.result.simulated is not None:
+        write(out / FILE, results.result.simulated.save())
     write(out / "study.toml", results.study.text)
     write(out / "summary.json", json.dumps(_finite(summary(results)), indent=1, sort_keys=True, allow_nan=False))
 
@@ -156,7 +166,7 @@ def _finite(value: Any) -> Any:
 
 
 def sites_table(observation: Observation) -> str:
-    """The labelled sites as CSV: lattice indices, position, species; a valid input of `from_table`."""
+    """The labelled sites as CSV: lattice indices, position, species, soft labels as p_<species>; a valid input of `from_table`."""
     c = observation.configuration
     assert c is not None
     seen = c.flat != UNSEEN
@@ -164,9 +174,11 @@ def sites_table(observation: Observation) -> str:
     places = c.lattice.positions(sites)[:, :2] if observation.positions is None else observation.positions
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(f"n{a + 1}" for a in range(c.lattice.dimension)), "basis", "x", "y", "species"])
-    for site, place, label in zip(sites, places, c.flat[seen], strict=True):
-        table.writerow([*site.tolist(), *(f"{v:.4f}" for v in place), c.species[label]])
+    soft = np.zeros((len(sites), 0)) if observation.probabilities is None else observation.probabilities
+    names = [f"p_{s}" for s in c.species][: soft.shape[1]]
+    table.writerow([*(f"n{a + 1}" for a in range(c.lattice.dimension)), "basis", "x", "y", "species", *names])
+    for site, place, label, p in zip(sites, places, c.flat[seen], soft.tolist(), strict=True):
+        table.writerow([*site.tolist(), *(f"{v:.4f}" for v in place), c.species[label], *p])
     return text.getvalue()
 
 
@@ -196,6 +208,7 @@ def summary(results: Results) -> dict[str, Any]:
             "weights": {str(s): {n: r.weight[s] for n, r in comparison.rows.items()} for s in next(iter(comparison.rows.values())).weight},
         },
         "labellings": {label: {n: _couplings(r, n, r.likelihood) for n in r.fits} for label, r in results.relabelled.items()},
+        "notes": [*results.result.notes, *(f"{label}: {note}" for label, r in results.relabelled.items() for note in r.notes)],
         "calibration": None,
         "phases": None if results.diagram is None else results.diagram.summary(),
         "checks": {name: {"ok": c.ok, "why": c.why} for name, c in results.checks.items()},
@@ -211,8 +224,10 @@ def _image_summary(o: Observation) -> dict[str, Any]:
         "composition": {
             s: {"mean": float(m), "sd": float(d)} for s, m, d in zip(e.species, o.true_composition, o.composition_sd, strict=True)
         },
-        "histogram": {name: int(c) for name, c in zip(e.names, o.counts, strict=True)},
+        "histogram": {name: c.item() for name, c in zip(e.names, o.counts, strict=True)},
         "label_error": o.label_error.tolist(),
+        "labels": "hard" if o.probabilities is None else "soft",
+        "uncertain_sites": o.uncertain,
         "window": "assumed block" if o.configuration is None else "seen sites",
         "temperature_K": o.temperature,
     }

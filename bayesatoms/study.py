@@ -57,17 +57,19 @@ class ImageSection(_Section):
     columns: dict[str, str] | None = None
     keep: dict[str, list[str]] | None = None
     relabel: dict[str, dict[str, str]] = Field(default_factory=dict)
+    probabilities: str | None = None
     label_error: list[list[float]] | None = None
     temperature_K: float | None = Field(default=None, gt=0)
 
 
 class InferSection(_Section):
-    """[infer]: likelihood, environments and how much to simulate (see Settings)."""
+    """[infer]: likelihood, environments, chains to take from another results folder, and how much to simulate (see Settings)."""
 
     likelihood: Literal["calibrated", "independent"] = "calibrated"
     shells: int = Field(default=1, ge=1)
     symmetry: Literal["full", "rotations", "none"] = "full"
     start: dict[str, dict[str, float]] | None = None
+    reuse: str | None = None
     points: int | None = Field(default=None, ge=2)
     samples: int | None = Field(default=None, ge=50)
     sweeps: float | None = Field(default=None, gt=0)
@@ -154,6 +156,8 @@ def parse(text: str, path: str | Path = "study.toml") -> Study:
         raise InputError(f"{path} is no TOML: {error}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error)}") from None
+    if file.infer.reuse is not None:
+        file.infer.reuse = str(path.parent / file.infer.reuse)
     found = catalogue.load(_models_path(file.study.models, path))
     _check_models(file, found, path)
     if not file.image and not found.data:
@@ -200,16 +204,22 @@ def _image(section: ImageSection, number: int, path: Path, environments: Environ
     if section.name is not None:
         keywords["name"] = section.name
     if section.table is not None:
-        columns = {**(section.columns or {}), **(relabel or {})}
+        # another labelling is hard unless it names probabilities of its own
+        other = {"probabilities": section.probabilities} if relabel is None else dict(relabel)
+        soft = other.pop("probabilities", None)
+        columns = {**(section.columns or {}), **other}
         return Observation.from_table(
             path.parent / section.table,
             environments.lattice,
             species,
             columns=columns,
             keep=section.keep,
+            probabilities=soft,
             environments=environments,
             **keywords,
         )
+    if section.probabilities is not None:
+        raise InputError(f"{where}: probabilities need a table; counts carry none")
     if relabel is not None:
         raise InputError(f"{where}: relabel needs a table; counts carry no labels to exchange")
     counts, source = section.counts, {}

@@ -1,9 +1,9 @@
 """Window and Operator: what part of a crystal an image shows, applied to simulations alike.
 
 The operator cuts a simulated configuration to the window at a random place, leaves out the sites
-nobody saw, makes the labelling errors (each site once, however many environments share it) and
-counts the complete environments by class. It is the same on both sides: an image's own histogram is
-counted by the same loop.
+nobody saw, sees each atom as the image would (each site once, however many environments share it)
+and counts the complete environments by class. It is the same on both sides: an image's own histogram
+is counted by the same loop.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from .configuration import UNSEEN, Configuration
 from .environments import Environments
 from .errors import InputError
 from .lattice import Supercell
+from .response import Response
 
 _MARGIN = 4  # cells of unseen crystal that a simulated box adds along each open axis of a window
+_SPARSE = 8  # times as long does a possible environment take when counted one by one
+_BINS = 1024  # of a random number, a power of two: where the search for its outcome begins
 _SLACK = 4  # further cells it may add so that a whole number of atoms meets the composition
 
 
@@ -106,6 +109,23 @@ class Window:
         supercell = lattice.supercell(best)
         return supercell, _atoms(x, supercell.n_sites)
 
+    def fits(self, environments: Environments, shape: tuple[int, ...]) -> bool:
+        """Whether a box of that shape, simulated for another window, serves this one: its ends do not meet around the box.
+
+        Examples
+        --------
+        >>> from bayesatoms.lattice import Lattice
+        >>> e = Environments(Lattice.square(), ("A", "B"))
+        >>> window = Window(np.array([[0, 0, 0], [5, 5, 0]]))
+        >>> window.fits(e, (8, 9)), window.fits(e, (7, 9))
+        (True, False)
+        """
+        if self.whole:
+            return self.whole == tuple(shape)
+        axes = zip(self.extent, shape, _reach(environments), environments.lattice.periodic, strict=True)
+        # along an open axis the layers themselves must be the same ones
+        return all(m >= n + 2 * r if periodic and r else m == n for n, m, r, periodic in axes)
+
 
 def _reach(environments: Environments) -> NDArray[np.int64]:
     """Cells that an environment reaches along each axis."""
@@ -134,8 +154,9 @@ class Operator:
     window : Window
     supercell : Supercell
         Of the simulated snapshots.
-    label_error : array_like, shape (k, k), optional
-        Row = true species, column = probability of being labelled so; no errors by default.
+    response : Response or array_like, shape (k, k), optional
+        What is seen of an atom: soft labels, or the label-error matrix of hard ones (row = true species,
+        column = probability of being labelled so); no errors by default.
 
     Raises
     ------
@@ -143,7 +164,9 @@ class Operator:
         If the window does not fit into the supercell or the matrix is no matrix of probabilities.
     """
 
-    def __init__(self, environments: Environments, window: Window, supercell: Supercell, label_error: ArrayLike | None = None) -> None:
+    def __init__(
+        self, environments: Environments, window: Window, supercell: Supercell, response: Response | ArrayLike | None = None
+    ) -> None:
         if any(n > m for n, m in zip(window.extent, supercell.shape, strict=True)):
             raise InputError(f"window of {window.extent} cells does not fit into a box of {supercell.shape}")
         if window.whole and (window.whole != supercell.shape or supercell.periodic != environments.lattice.periodic):
@@ -151,50 +174,68 @@ class Operator:
         self.environments, self.supercell = environments, supercell
         self.sites = window.sites
         self.rows = window.complete(environments)
-        k = len(environments.species)
-        self.cumulative = np.cumsum(check_label_error(label_error, k), axis=1)
+        self.response = response if isinstance(response, Response) else Response.of_errors(response, len(environments.species))
 
     @property
     def n(self) -> int:
         """Complete environments in the window."""
         return sum(len(r) for r in self.rows)
 
-    def counts(self, snapshots: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Class counts of each snapshot (n, n_sites) seen through the window at a random place; shape (n, n_classes)."""
+    def counts(self, snapshots: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Class counts of each snapshot (n, n_sites) seen through the window at a random place; shape (n, n_classes).
+
+        Whole numbers, or soft counts where labels are soft.
+        """
         free = np.array(self.supercell.periodic)
         origins = rng.integers(0, np.where(free, self.supercell.shape, 1), size=(len(snapshots), len(free)))
-        exact = np.array_equal(self.cumulative, np.cumsum(np.eye(len(self.cumulative)), axis=1))
-        noise = np.zeros((len(snapshots), 0)) if exact else rng.random((len(snapshots), len(self.sites)))
+        noise = np.zeros((len(snapshots), 0)) if self.response.exact else rng.random((len(snapshots), len(self.sites)))
+        cumulative = np.cumsum(self.response.given, axis=1)
+        near = np.stack([np.searchsorted(row, np.arange(_BINS) / _BINS, side="right") for row in cumulative])
         shape = np.array(self.supercell.shape, dtype=np.int64)
-        seen = _look(snapshots, self.sites, shape, len(self.environments.lattice.basis), origins, noise, self.cumulative)
-        return tally(self.environments, self.rows, seen)
+        seen = np.empty((len(snapshots), len(self.sites)), dtype=np.uint8 if self.response.crisp else np.int32)
+        _look(snapshots, self.sites, shape, len(self.environments.lattice.basis), origins, noise, cumulative, near, seen)
+        return tally(self.environments, self.rows, seen, None if self.response.crisp else self.response.vectors)
 
 
-def tally(environments: Environments, rows: tuple[NDArray[np.int64], ...], seen: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Class counts (n, n_classes) of labels (n, sites) over the complete environments `rows`."""
-    counts = np.zeros((len(seen), environments.n_classes), dtype=np.int64)
+def tally(
+    environments: Environments,
+    rows: tuple[NDArray[np.int64], ...],
+    seen: NDArray[np.integer],
+    vectors: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Class counts over the complete environments `rows`.
+
+    Parameters
+    ----------
+    environments : Environments
+    rows : tuple of ndarray
+        As :meth:`Window.complete` gives them.
+    seen : ndarray, shape (n, sites)
+        Species number of each site, or its row in `vectors`.
+    vectors : ndarray, shape (m, k), optional
+        Soft labels. An environment then counts for every class with the probability that it is of it, the
+        product over its sites.
+
+    Returns
+    -------
+    ndarray, shape (n, n_classes)
+        Whole numbers; real ones if there are vectors. Every row sums to the number of environments.
+    """
+    counts = np.zeros((len(seen), environments.n_classes), dtype=np.int64 if vectors is None else np.float64)
+    if vectors is not None:
+        species, lengths = np.argsort(vectors == 0, axis=1, kind="stable"), (vectors > 0).sum(axis=1)  # the possible ones first
     for b, members in enumerate(rows):
         classes = environments.class_of[environments.offsets[b] : environments.offsets[b + 1]]
-        _tally(seen, members, environments.strides(b), classes, counts)
+        if vectors is None:
+            _tally(seen, members, environments.strides(b), classes, counts)
+        else:
+            _tally_soft(seen, members, environments.strides(b), classes, vectors, species, lengths, counts)
     return counts
 
 
-def check_label_error(matrix: ArrayLike | None, k: int) -> NDArray[np.float64]:
-    """The k x k label-error matrix, the identity for None; InputError unless its rows are probabilities and it can be undone."""
-    if matrix is None:
-        return np.eye(k)
-    error = np.asarray(matrix, dtype=float)
-    if error.shape != (k, k) or not (error.min() >= 0 and np.abs(error.sum(axis=1) - 1).max() <= 1e-6):
-        raise InputError(f"label_error is {error.tolist()}; expected {k} x {k}, row = true species, every row probabilities that sum to 1")
-    if abs(np.linalg.det(error)) < 1e-3:
-        raise InputError(f"label_error {error.tolist()} says that labels carry no information; nothing can be inferred from this image")
-    return error
-
-
 @njit(nogil=True, cache=True)
-def _look(snapshots, sites, shape, n_basis, origins, noise, cumulative):
+def _look(snapshots, sites, shape, n_basis, origins, noise, cumulative, near, seen):
     n, v, d = len(snapshots), len(sites), len(shape)
-    seen = np.empty((n, v), dtype=np.uint8)
     for s in range(n):
         for i in range(v):
             flat = 0
@@ -202,11 +243,10 @@ def _look(snapshots, sites, shape, n_basis, origins, noise, cumulative):
                 flat = flat * shape[axis] + (sites[i, axis] + origins[s, axis]) % shape[axis]
             label = snapshots[s, flat * n_basis + sites[i, d]]
             if noise.shape[1] > 0:
-                true, label = label, 0
-                while label < len(cumulative) - 1 and noise[s, i] >= cumulative[true, label]:
+                true, label = label, near[label, int(noise[s, i] * _BINS)]
+                while label < cumulative.shape[1] - 1 and noise[s, i] >= cumulative[true, label]:
                     label += 1
             seen[s, i] = label
-    return seen
 
 
 @njit(nogil=True, cache=True)
@@ -217,3 +257,52 @@ def _tally(seen, rows, strides, classes, counts):
             for j in range(len(strides)):
                 code += strides[j] * np.int64(seen[s, rows[r, j]])
             counts[s, classes[code]] += 1
+
+
+@njit(nogil=True, cache=True)
+def _product(seen, sites, vectors, weights):
+    """Probabilities of all species on some sites, in the order of the raw numbers; returns how many."""
+    n, k, weights[0] = 1, vectors.shape[1], 1.0
+    for site in sites:
+        for c in range(k - 1, -1, -1):  # species 0 last: it takes the place of what is multiplied
+            p = vectors[seen[site], c]
+            for i in range(n):
+                weights[c * n + i] = weights[i] * p
+        n *= k
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _tally_soft(seen, rows, strides, classes, vectors, species, lengths, counts):
+    size, half = len(classes), len(strides) // 2 + 1
+    codes, weights, others, raw = np.empty(size, dtype=np.int64), np.empty(size), np.empty(size), np.empty(size)
+    for s in range(len(seen)):
+        raw[:] = 0.0
+        for r in range(len(rows)):
+            possible = 1
+            for j in range(len(strides)):
+                possible *= lengths[seen[s, rows[r, j]]]
+            n, weights[0] = 1, 1.0
+            if possible * _SPARSE > size:  # nearly everything is possible: all raw environments in their order, which vectorises
+                n = _product(seen[s], rows[r, :half], vectors, weights)
+                m = _product(seen[s], rows[r, half:], vectors, others)
+                for a in range(m):
+                    for i in range(n):
+                        raw[a * n + i] += others[a] * weights[i]
+                continue
+            base, codes[0] = 0, 0
+            for j in range(len(strides)):
+                o = seen[s, rows[r, j]]
+                first = species[o, 0]
+                base += strides[j] * first
+                if lengths[o] == 1:  # only uncertain sites multiply the possibilities
+                    continue
+                for c in range(lengths[o] - 1, -1, -1):
+                    shift, p = strides[j] * (species[o, c] - first), vectors[o, species[o, c]]
+                    for i in range(n):
+                        codes[c * n + i], weights[c * n + i] = codes[i] + shift, weights[i] * p
+                n *= lengths[o]
+            for i in range(n):
+                raw[base + codes[i]] += weights[i]
+        for i in range(size):
+            counts[s, classes[i]] += raw[i]

@@ -22,8 +22,8 @@ ROOT = PACKAGE.parent
 
 FLOORS = (  # lowest first
     {"errors", "units", "progress"},
-    {"lattice"},
-    {"hamiltonian", "environments", "configuration", "window", "indexing"},
+    {"lattice", "tables"},
+    {"hamiltonian", "environments", "configuration", "window", "response", "indexing"},
     {"observation", "catalogue"},
     {"montecarlo", "imaging"},  # theory and experiment: they meet in inference and never import each other
     {"inference"},
@@ -40,6 +40,7 @@ BESIDE = {
     ("hamiltonian", "configuration"),
     ("window", "environments"),
     ("window", "configuration"),
+    ("window", "response"),
     ("catalogue", "observation"),
     ("results", "study"),
 }

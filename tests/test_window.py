@@ -16,7 +16,8 @@ from bayesatoms.environments import Environments
 from bayesatoms.errors import InputError
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
-from bayesatoms.window import Operator, Window, check_label_error
+from bayesatoms.response import check_label_error
+from bayesatoms.window import Operator, Window
 
 SIGMA = 4.0
 ALARM = 1e-4

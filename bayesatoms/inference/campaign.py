@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from ..errors import CheckError, InputError
-from ..hamiltonian import Compiled, Hamiltonian
+from ..hamiltonian import Compiled, Hamiltonian, Orbit
+from ..lattice import Supercell
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
@@ -24,10 +25,12 @@ from ..window import Operator
 from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Records
 from .likelihood import calibrated_log_density, independent_log_density
 from .pseudolikelihood import pseudo_likelihood
+from .reuse import Box, Point, Simulated, geometry, identity
 from .smooth import SmoothEmulator
 from .statistic import Statistic, union
 
 KINDS = ("calibrated", "independent")
+_LOOKS = 4  # passes over reused chains, at most, before new ones are run
 _AWAY = 2.5  # standard deviations from a region's centre beyond which a posterior is not inside it
 
 
@@ -88,7 +91,11 @@ class Campaign:
     operators: dict[str, Operator] = field(default_factory=dict)
     atoms: dict[str, tuple[int, ...]] = field(default_factory=dict)
     records: dict[str, list[Records]] = field(default_factory=dict)
-    design: list[NDArray[np.float64]] = field(default_factory=list)
+    orbits: Mapping[str, Orbit] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    design: list[Point] = field(default_factory=list)
+    past: Simulated | None = None
+    notes: list[str] = field(default_factory=list)
     emulator: Emulator | None = None
     moves: int = 0
     history: list[dict] = field(default_factory=list)
@@ -105,28 +112,46 @@ class Campaign:
         workers: int,
         report: Progress,
         statistic: Statistic | None = None,
+        past: Simulated | None = None,
     ) -> Campaign:
-        """Declare the statistic, choose each image's box and compile the union of all terms on it."""
+        """Declare the statistic, choose each image's box (a past campaign's where it serves) and compile the union of all terms on it."""
         check_inputs(models, observations)
         orbits = union({m.name: dict(zip(m.names, m.orbits, strict=True)) for m in models})
         if statistic is None:
             statistic = Statistic.of_terms(observations[0].environments, orbits)
-        campaign = cls(models, observations, statistic, pool, seed, settings, workers, report, tuple(orbits))
+        campaign = cls(models, observations, statistic, pool, seed, settings, workers, report, tuple(orbits), orbits=orbits, past=past)
+        if past is not None:
+            past.check(observations, orbits)
         for o in observations:
-            supercell, atoms = o.window.box(o.environments, o.true_composition)
+            supercell, atoms = campaign._box(o)
+            campaign.shapes[o.name] = supercell.shape
             campaign.compiled[o.name] = Compiled.build(list(orbits.values()), supercell, len(o.environments.species))
-            campaign.operators[o.name] = Operator(o.environments, o.window, supercell, o.label_error)
+            campaign.operators[o.name] = Operator(o.environments, o.window, supercell, o.response)
             campaign.atoms[o.name], campaign.records[o.name] = tuple(int(a) for a in atoms), []
         return campaign
+
+    def _box(self, o: Observation) -> tuple[Supercell, Sequence[int]]:
+        if self.past is not None:
+            try:
+                return self.past.box(o)
+            except InputError as misfit:
+                self.notes.append(f"{misfit}: it was simulated anew.")
+        return o.window.box(o.environments, o.true_composition)
 
     def simulate(self, points: NDArray[np.float64]) -> Emulator:
         """Run chains at union couplings (m, q) for every image and solve the pool anew."""
         s = self.settings
+        return self.gather([Point(tuple(w.tolist()), s.samples, s.sweeps, s.burn, self.seed) for w in points])
+
+    def gather(self, points: Sequence[Point]) -> Emulator:
+        """Chains of every image, from the pool (the past campaign's too) or run, and the pool solved anew."""
         recipes = [
-            DesignPoint(self.compiled[o.name], w, self.atoms[o.name], s.samples, s.sweeps, s.burn, self.seed)
+            DesignPoint(self.compiled[o.name], np.array(p.couplings), self.atoms[o.name], p.samples, p.sweeps, p.burn, p.seed)
             for o in self.observations
-            for w in points
+            for p in points
         ]
+        if self.past is not None:
+            self.pool.take(recipes, self.past.pool)
         found = iter(self.pool.run(recipes, workers=self.workers, progress=self.report))
         self.design.extend(points)
         images = {}
@@ -170,12 +195,19 @@ class Campaign:
 
     def run(self, starts: Mapping[str, Mapping[str, float]] | None = None) -> list[Region]:
         """All rounds; returns one region a model with couplings and a likelihood, in that order."""
-        self.simulate(np.zeros((1, len(self.names))))
+        if self.past is None:
+            self.simulate(np.zeros((1, len(self.names))))
+        else:
+            self.gather(self.past.points)
         regions = []
         for model in self.models:
             if model.terms:
-                centre, cov = self.start(model, (starts or {}).get(model.name))
-                regions += [Region(model, kind, centre, cov, np.zeros((0, len(centre)))) for kind in KINDS]
+                given = (starts or {}).get(model.name)
+                start = self.start(model, given)
+                known = {} if self.past is None or given is not None else {kind: self.past.centre(model, kind) for kind in KINDS}
+                regions += [Region(model, k, *(known.get(k) or start), np.zeros((0, len(start[0])))) for k in KINDS]
+        if self.past is not None:
+            regions = self.look(regions)
         for number in range(self.settings.rounds):
             active = [r for r in regions if not r.settled]
             if not active:
@@ -185,10 +217,39 @@ class Campaign:
             self._remember(number, regions)
         return regions
 
+    def look(self, regions: Sequence[Region]) -> list[Region]:
+        """Find the posteriors on the chains there are, running none."""
+        for number in range(_LOOKS):
+            if not all(r.settled for r in regions):
+                regions = [r if r.settled else self._advance(r, self.settings.rounds + number) for r in regions]
+        self._remember(-1, regions)
+        return list(regions)
+
+    def simulated(self, regions: Sequence[Region]) -> Simulated:
+        """What was run so far, for a later campaign to take."""
+        first = self.observations[0].environments
+        return Simulated(
+            lattice=repr(first.lattice),
+            geometry=geometry(first.lattice),
+            species=first.species,
+            terms={name: identity(orbit) for name, orbit in self.orbits.items()},
+            boxes={o.name: Box(self.shapes[o.name], self.atoms[o.name]) for o in self.observations},
+            points=tuple(self.design),
+            centres={
+                f"{r.model.name}, {r.kind}": {"couplings": r.model.names, "mean": r.centre.tolist(), "cov": r.cov.tolist()} for r in regions
+            },
+            pool=self.pool,
+        )
+
+    @property
+    def _mark(self) -> list[int]:
+        """Part of the random numbers' keys: none where no chains are reused."""
+        return [] if self.past is None else [len(self.past.points)]
+
     def _points(self, region: Region, number: int) -> NDArray[np.float64]:
         """Design points of one region in union couplings: spread over it, wider than the posterior itself."""
         assert self.emulator is not None
-        key = [self.seed, number, *np.frombuffer((region.model.name + region.kind).encode(), np.uint8)]
+        key = [self.seed, number, *self._mark, *np.frombuffer((region.model.name + region.kind).encode(), np.uint8)]
         sobol = qmc.MultivariateNormalQMC(np.zeros(len(region.centre)), seed=np.random.default_rng(np.random.SeedSequence(key)))
         count = 1 << (self.settings.points - 1).bit_length()
         z = 1.6 * sobol.random(count)[: self.settings.points]
@@ -203,7 +264,8 @@ class Campaign:
 
     def _advance(self, region: Region, number: int) -> Region:
         assert self.emulator is not None
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 7, number, *np.frombuffer(region.model.name.encode(), np.uint8)]))
+        key = [self.seed, 7, number, *self._mark, *np.frombuffer(region.model.name.encode(), np.uint8)]
+        rng = np.random.default_rng(np.random.SeedSequence(key))
         try:
             smooth = SmoothEmulator.fit(self.emulator, region.model, region.centre, region.cov, rng)
         except CheckError:
@@ -295,6 +357,20 @@ def log_likelihoods(
             columns.append(calibrated_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
         else:
             columns.append(independent_log_density(o.histogram, histogram, o.n))
+    return np.stack(columns, axis=1)
+
+
+def pool_log_likelihoods(
+    emulator: Emulator, observations: Sequence[Observation], kind: str, union: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The same straight from the pool, at union couplings (m, q); shape (m, images)."""
+    columns = []
+    for o in observations:
+        moments, _ = emulator.images[o.name].batch(union)
+        if kind == "calibrated":
+            columns.append(calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, emulator.n_composition(o)))
+        else:
+            columns.append(independent_log_density(o.histogram, moments.histogram, o.n))
     return np.stack(columns, axis=1)
 
 

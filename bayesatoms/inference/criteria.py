@@ -256,7 +256,7 @@ def _random(environments: Environments, composition: tuple[float, ...]) -> NDArr
 
 def _re_estimated(environments: Environments, histogram: NDArray | None, x: NDArray, seen: NDArray[np.float64]) -> NDArray[np.float64]:
     """The model's histogram at the compositions seen (m, k): exact for the random alloy (None), tilted by it otherwise."""
-    # compositions are whole numbers of atoms, so few differ
+    # compositions of hard labels are whole numbers of atoms, so few differ
     distinct, which = np.unique(seen.round(12), axis=0, return_inverse=True)
     random = np.array([_random(environments, tuple(s)) for s in distinct])[which.reshape(-1)]
     if histogram is None:

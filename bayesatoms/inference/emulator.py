@@ -56,12 +56,12 @@ class AbstractEmulator(Protocol):
 class Records:
     """The independent records of one chain, each seen through one image's window at several places.
 
-    counts has shape (LOOKS, n, n_classes).
+    counts has shape (LOOKS, n, n_classes): whole numbers, or soft counts where the image's labels are soft.
     """
 
     couplings: NDArray[np.float64]
     features: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | NDArray[np.float64]
     slow: bool
     n_sites: int
 
@@ -96,7 +96,7 @@ class ImageEmulator:
 
     observation: Observation
     reweighting: Reweighting
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | NDArray[np.float64]
     values: NDArray[np.float64]
     table: NDArray[np.float64]
     offset: NDArray[np.float64]

@@ -19,9 +19,10 @@ from ..hamiltonian import Hamiltonian
 from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
-from .campaign import KINDS, Campaign, Region, Settings, log_likelihoods
+from .campaign import KINDS, Campaign, Region, Settings, log_likelihoods, pool_log_likelihoods
 from .emulator import SUPPORT_BAR, Emulator
 from .likelihood import CalibratedDistance, IndependentDistance
+from .reuse import Simulated
 from .reweighting import GRADIENT_BAR
 from .smooth import SmoothEmulator
 from .statistic import Statistic
@@ -108,7 +109,10 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `infer` returns; ``result["P1"]`` is the fit of that model."""
+    """What `infer` returns; ``result["P1"]`` is the fit of that model.
+
+    `simulated` says which chains it rests on, `notes` which images could not take the chains to be reused.
+    """
 
     fits: Mapping[str, Fit]
     observations: Sequence[Observation]
@@ -121,6 +125,8 @@ class Result:
     simulation: Mapping[str, float]
     timing: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    simulated: Simulated | None = None
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Fit:
         if name not in self.fits:
@@ -162,7 +168,7 @@ def emulate(
     -------
     Emulator
     """
-    campaign, _ = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, None)
+    campaign, _ = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, None, None)
     assert campaign.emulator is not None
     return campaign.emulator
 
@@ -178,6 +184,7 @@ def infer(
     statistic: Statistic | None = None,
     pool: Pool | None = None,
     out: str | Path | None = None,
+    reuse: Result | str | Path | None = None,
     settings: Settings | None = None,
     start: Mapping[str, Mapping[str, float]] | None = None,
     workers: int = 1,
@@ -202,6 +209,10 @@ def infer(
         Chains to build on; by default a new one, in ``out/pool`` if `out` is given.
     out : path, optional
         Folder in which finished chains are kept; a run that was stopped continues from there.
+    reuse : Result or path of a results folder, optional
+        Of the same models and images under other labels, masks or statistics: its chains are taken first, and
+        new ones run only where they are too few. Images are matched by name; one whose window or composition
+        its old box does not serve is simulated anew, and a note in the result says so.
     settings : Settings, optional
     start : mapping of model name to couplings, optional
         Where to begin instead of the pseudo-likelihood estimate.
@@ -216,7 +227,8 @@ def infer(
     Raises
     ------
     InputError
-        If there is nothing to infer, or models and images do not belong together.
+        If there is nothing to infer, models and images do not belong together, or the chains to be reused are
+        of another lattice, other species, terms or images.
 
     Notes
     -----
@@ -242,7 +254,8 @@ def infer(
         observations = [o.with_environments(environments) for o in observations]
     pool = pool if pool is not None else Pool(None if out is None else Path(out) / "pool")
     clock, before = time.perf_counter(), pool.simulated
-    campaign, regions = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start)
+    past = reuse.simulated if isinstance(reuse, Result) else None if reuse is None else Simulated.load(reuse)
+    campaign, regions = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start, past)
     timing = {"simulate": time.perf_counter() - clock}
     clock, report, fits = time.perf_counter(), reporter(progress), {}
     for number, model in enumerate(models, 1):
@@ -259,12 +272,15 @@ def infer(
         "attempted_moves": campaign.moves,
         "design_points": len(campaign.design),
     }
+    if past is not None:
+        simulation["chains_reused"] = len(past.points) * (len(observations) - len(campaign.notes))
     return Result(
-        fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation, timing
-    )
+        fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation,
+        timing, simulated=campaign.simulated(regions), notes=tuple(campaign.notes),
+    )  # fmt: skip
 
 
-def _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start) -> tuple[Campaign, list[Region]]:
+def _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start, past) -> tuple[Campaign, list[Region]]:
     import numpyro
 
     numpyro.enable_x64()  # histograms differ in the fifth digit where posteriors differ by a standard deviation
@@ -278,7 +294,7 @@ def _campaign(models, observations, seed, statistic, pool, settings, workers, pr
             model.prior(coupling)
     campaign = Campaign.prepare(
         models, observations, seed=seed, pool=pool if pool is not None else Pool(), settings=settings or Settings(), workers=workers,
-        report=reporter(progress), statistic=statistic,
+        report=reporter(progress), statistic=statistic, past=past,
     )  # fmt: skip
     return campaign, campaign.run(start)
 
@@ -398,15 +414,7 @@ def _checks(campaign: Campaign, region: Region, posterior: Posterior) -> dict[st
     some = posterior.flat[:: max(1, len(posterior.flat) // 200)]
     union = some @ emulator.embed(model)
     support = np.min([image.reweighting.support(union) for image in emulator.images.values()], axis=0)
-    exact = np.zeros(len(some))
-    from .likelihood import calibrated_log_density, independent_log_density
-
-    for o in campaign.observations:
-        moments, _ = emulator.images[o.name].batch(union)
-        if region.kind == "calibrated":
-            exact += calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, emulator.n_composition(o))
-        else:
-            exact += independent_log_density(o.histogram, moments.histogram, o.n)
+    exact = pool_log_likelihoods(emulator, campaign.observations, region.kind, union).sum(axis=1)
     apart = exact - log_likelihoods(smooth, campaign.observations, region.kind, some).sum(axis=1)
     slow = max(_slow_weight(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
     shape = min(_shape(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())

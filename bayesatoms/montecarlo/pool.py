@@ -116,9 +116,18 @@ class Pool:
         missing = {p.key: p for p in points if force or self._find(p.key) is None}
         for done, (point, chain) in enumerate(executor(workers).run(DesignPoint.run, missing.values()), 1):
             self._keep(point, chain)
+            self.simulated += 1
+            self.moves += chain.moves
+            self.sweeps += point.burn + point.sweeps * point.samples
             if progress is not None:
                 progress("simulate", done, len(missing))
         return [self._chains[p.key] for p in points]
+
+    def take(self, points: Sequence[DesignPoint], other: Pool) -> None:
+        """Copy what another pool has of these design points and this one has not."""
+        for point in points:
+            if self._find(point.key) is None and (chain := other._find(point.key)) is not None:
+                self._keep(point, chain)
 
     def __len__(self) -> int:
         return len(self._chains)
@@ -145,9 +154,6 @@ class Pool:
             values = (point.key, repr(point.couplings.tolist()), repr(point.counts), point.samples, chain.moves, time.time())
             self._execute("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?, ?)", *values)
         self._chains[point.key] = chain
-        self.simulated += 1
-        self.moves += chain.moves
-        self.sweeps += point.burn + point.sweeps * point.samples
 
     def _read(self, key: str) -> Chain | None:
         """A stored chain, or None where its file is missing or damaged: then it is simulated again."""

@@ -201,7 +201,7 @@ def _known(observation: Observation) -> Figure:
     figure = new_figure(5.2, 1.12 * rows + 0.9)
     for number, ax in zip(order, panels(figure, len(order), columns), strict=True):
         framed_environment(ax, environments, int(number))
-        ax.set_title(f"{observation.counts[number]}  ({random[number]:.0f})", loc="center", y=-0.04, va="top", pad=0, fontsize=8)
+        ax.set_title(f"{observation.counts[number]:.0f}  ({random[number]:.0f})", loc="center", y=-0.04, va="top", pad=0, fontsize=8)
     figure.suptitle(f"{_heading(observation)}\nmost frequent classes: observed (random alloy)", fontsize=9, ha="left", x=0.01)
     _species_legend(figure, environments)
     return figure

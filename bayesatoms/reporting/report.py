@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..inference.comparison import PRIOR_SCALES, Comparison, compare, remaining
 from ..inference.criteria import log_evidence
 from ..inference.posterior import Check, Fit, Result
+from ..inference.sensitivity import estimates, sentence
 from ..inference.trees import versions
 from ..observation import Observation
 from ..phases.diagram import PhaseDiagram
@@ -111,7 +112,7 @@ def _page(
         "couplings": _couplings(result),
         "temperature": _temperature(result.observations),
         "images": [_image(result, comparison, i) for i in range(len(result.observations))],
-        "care": [*comparison.warnings, *identifiability(result, comparison)],
+        "care": [*comparison.warnings, *identifiability(result, comparison), *result.notes],
         "coupling_figures": _coupling_figures(result, comparison),
         "image_figures": _image_figures(result, comparison),
         "relabelled": _labellings(result, relabelled),
@@ -188,6 +189,8 @@ def _compositions(o: Observation) -> list[str]:
 
 
 def _label_error(o: Observation) -> str:
+    if o.probabilities is not None:
+        return f"soft labels, {o.uncertain} of {len(o.probabilities)} sites uncertain"
     species, error = o.environments.species, o.label_error
     wrong = [(i, j) for i, j in np.ndindex(error.shape) if i != j and error[i, j] > 0]
     return ", ".join(f"{species[i]} read as {species[j]} {100 * error[i, j]:.3g} %" for i, j in wrong) or "none assumed"
@@ -206,7 +209,7 @@ def _inputs(result: Result) -> list[tuple[str, str]]:
     """Where each input came from, with its hashes."""
     found = [(name, f"sha256 {digest}") for name, digest in result.sources.items()]
     for o in result.observations:
-        counts = hashlib.blake2b(o.counts.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        counts = hashlib.blake2b(o.counts.astype(o.counts.dtype.newbyteorder("<")).tobytes(), digest_size=8).hexdigest()
         found.append((o.name, "; ".join([*(f"{k} {_text(v)}" for k, v in o.source.items()), f"counts {counts}"])))
     return found
 
@@ -222,7 +225,12 @@ def _labellings(result: Result, relabelled: Mapping[str, Result]) -> dict[str, A
         failed = [name for name, _ in _failed(r.checks)]
         rows.append({"label": label, "images": images, "couplings": _couplings(r), "remain": ", ".join(_remain(r)), "failed": failed})
     text = "Posterior mean, standard deviation (thick) and 5–95 % interval (thin) of each coupling, for each labelling of the same images."
-    return {"rows": rows, "figure": _picture(plots.label_shift(every), "Couplings by labelling", text)}
+    said = []
+    for name, fit in result.fits.items():
+        others = {label: estimates(r[name].posterior) for label, r in relabelled.items() if fit.model.terms}
+        for i, (coupling, given) in enumerate(zip(fit.model.names, estimates(fit.posterior) if fit.model.terms else (), strict=True)):
+            said.append(sentence(f"{name}: {coupling}", given, {label: e[i] for label, e in others.items()}).replace("-0", "−0"))
+    return {"sentences": said, "rows": rows, "figure": _picture(plots.label_shift(every), "Couplings by labelling", text)}
 
 
 def _remain(result: Result) -> tuple[str, ...]:

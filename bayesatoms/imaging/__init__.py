@@ -1,0 +1,1 @@
+"""Imaging: from a micrograph to a labelled lattice, and back."""

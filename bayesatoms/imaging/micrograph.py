@@ -1,0 +1,361 @@
+"""Micrograph: an image read from pixels to species, with everything one needs to judge the reading.
+
+``analyse`` does the whole way, image to labelled lattice; ``observe`` keeps what inference needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..configuration import Configuration
+from ..environments import Environments
+from ..errors import InputError
+from ..lattice import Lattice
+from ..observation import Observation
+from .columns import Columns, fit_columns
+from .contamination import Contamination, contamination
+from .homogeneity import Homogeneity, homogeneity
+from .image import Image
+from .regions import Region, region
+from .registration import Registration, register
+from .species import Labels, classify
+
+Floats = NDArray[np.float64]
+Truths = NDArray[np.bool_]
+
+_SCALE = 0.02  # the lattice and the header may differ by so much
+_KNOWN = 0.2  # a header so far off the lattice is not used to find it
+_EDGE = 0.25  # spacings from the edge of the picture: half of a nearer column's light is missing
+_FAINT = 0.12  # of the median column, or three standard errors: less is no atom
+_MISFIT = 4.0  # times the usual residual: no column
+_PATCH = 0.35  # of the median column: a background so far above its surroundings is contamination
+_SURROUNDINGS = 8.0  # spacings
+_CLEAR = 1.25  # ratio of the heights of two kinds of columns below which brightness hardly tells them apart
+
+
+@dataclass(frozen=True, eq=False)
+class Micrograph:
+    """An image that has been read.
+
+    Attributes
+    ----------
+    image : Image
+    registration : Registration
+    columns : Columns
+        Sites first, in the order of `registration.sites`, then those beside them.
+    notes : ndarray of str, shape (n,)
+        Why a site is left out ("edge", "vacant", "misfit", "faint"), or "patch" where contamination lies on it; else "".
+    used : ndarray of bool, shape (n,)
+        Sites whose species is told.
+    labels : Labels
+        Of the sites used, in their order.
+    pixel_size : float
+        nm, from the lattice.
+    contamination : Contamination
+    homogeneity : Homogeneity
+    observation : Observation
+    warnings : tuple of str
+    """
+
+    image: Image
+    registration: Registration
+    columns: Columns
+    notes: NDArray[np.str_]
+    used: Truths
+    labels: Labels
+    pixel_size: float
+    contamination: Contamination
+    homogeneity: Homogeneity
+    observation: Observation
+    warnings: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """Lattice sites within the image."""
+        return len(self.registration.sites)
+
+    @cached_property
+    def table(self) -> dict[str, NDArray[Any]]:
+        """The sites, a row each: indices, position and intensity with standard errors, species and its probabilities.
+
+        A site that is left out has no species and its reason as `note`.
+        """
+        n, columns, size = self.n, self.columns, self.pixel_size
+        species = np.full(n, "", dtype=object)
+        species[self.used] = np.array(self.labels.species, dtype=object)[self.labels.labels]
+        rows: dict[str, NDArray[Any]] = {name: self.registration.sites[:, i] for i, name in enumerate(("n1", "n2", "b"))}
+        rows |= {"x": columns.positions[:n, 0], "y": columns.positions[:n, 1]}
+        rows |= {"x_error": columns.position_errors[:n, 0], "y_error": columns.position_errors[:n, 1]}
+        rows |= {"x_nm": columns.positions[:n, 0] * size, "y_nm": columns.positions[:n, 1] * size}
+        rows |= {"intensity": columns.intensities[:n], "intensity_error": columns.intensity_errors[:n]}
+        rows |= {"background": columns.background[:n], "misfit": columns.misfit[:n], "residual": self.registration.residual}
+        rows["species"] = species
+        for i, name in enumerate(self.labels.species):
+            p = np.full(n, np.nan)
+            p[self.used] = self.labels.probabilities[:, i]
+            rows[f"p_{name}"] = p
+        rows["note"] = self.notes
+        return rows
+
+    def relabelled(self, labels: NDArray[np.int8]) -> Observation:
+        """The same sites under other labels (n used,), hard and taken as certain."""
+        configuration, _ = _configuration(self.registration, self.used, labels, self.labels.species)
+        mine = self.observation
+        return Observation.from_configuration(
+            configuration, name=mine.name, environments=mine.environments, temperature=mine.temperature, source=mine.source,
+            positions=mine.positions,
+        )  # fmt: skip
+
+
+def analyse(
+    image: Image | ArrayLike,
+    lattice: Lattice,
+    species: Sequence[str],
+    *,
+    bright: str | Sequence[str],
+    contrast: tuple[float, float] | Mapping[str, float] | None = None,
+    sublattice: int = 0,
+    vacancy: str | None = None,
+    roi: Region | None = None,
+    mask: Region | None = None,
+    tails: bool = False,
+    invert: bool = False,
+    soft: bool = True,
+    atoms: int = 1,
+    environments: Environments | None = None,
+    temperature: float | None = None,
+    name: str | None = None,
+    folder: str | Path | None = None,
+) -> Micrograph:
+    """Read an image: find its columns, index them, tell their species.
+
+    Parameters
+    ----------
+    image : Image or array, shape (rows, columns)
+    lattice : Lattice
+        Of the sites that are meant (the metal of MoS2, say); the image may show further columns. Its
+        nearest-neighbour distance in nm gives the pixel size.
+    species : sequence of str
+    bright : str or sequence of str
+        The brightest species, or all of them from the brightest to the dimmest.
+    contrast : (low, high) or mapping, optional
+        Ratio of one species' intensity to the next brighter one's: a range, or atomic numbers.
+    sublattice : int
+        For a lattice with one site a cell: which kind of column is meant, counted by mean brightness from 0.
+    vacancy : str, optional
+        The species that is a missing atom; otherwise empty sites are left out.
+    roi, mask : region, optional
+        What to use, and what to leave out (see :func:`bayesatoms.imaging.regions.region`).
+    tails : bool
+        Correct intensities for light from the tails of the probe on neighbouring columns.
+    invert : bool
+        Atoms are dark.
+    soft : bool
+        Carry the probabilities of the labels into inference; else hard labels with an error matrix.
+    atoms : int
+        Atoms that a column holds along the beam, for the warning that labels are those of columns.
+    environments : Environments, optional
+        The shell of nearest neighbours by default.
+    temperature : float, optional
+        Formation temperature, K.
+    name : str, optional
+        The image's own by default.
+    folder : path, optional
+        Where relative paths of `roi` and `mask` start.
+
+    Returns
+    -------
+    Micrograph
+
+    Raises
+    ------
+    InputError
+        If the image holds no such lattice, or anything given does not fit.
+
+    Examples
+    --------
+    >>> from bayesatoms.imaging.render import render
+    >>> metal, rng = Lattice.triangular(0.316), np.random.default_rng(1)
+    >>> alloy = Configuration.random(metal, ("Mo", "Re"), (14, 14), (0.7, 0.3), rng, periodic=False)
+    >>> picture = render(alloy, intensity={"Mo": 0.5, "Re": 1.0}, noise=0.03, rng=rng)
+    >>> found = analyse(picture.image, metal, ("Mo", "Re"), bright="Re")
+    >>> bool(found.used.sum() >= 190), bool(abs(found.observation.composition[1] - 0.3) < 0.05)
+    (True, True)
+    """
+    image = image if isinstance(image, Image) else Image(np.asarray(image), name or "image")
+    if name is not None:
+        image = replace(image, name=name)
+    warnings = list(image.warnings)
+    if lattice.dimension != 2:
+        raise InputError(f"{image.name}: lattice {lattice.name} has {lattice.dimension} dimensions; expected 2: an image shows a plane")
+    if atoms > 1:
+        warnings.append(
+            f"each column holds {atoms} atoms along the beam: labels are those of columns, and couplings those between columns, not atoms"
+        )
+    data = _chosen(image, roi, mask, folder)
+    if invert:
+        data = np.nanmax(data) - data
+    found, scale = _registered(data, image, lattice, sublattice, warnings)
+    n = len(found.sites)
+    columns = fit_columns(
+        data if invert else _unclipped(data, image), np.vstack([found.positions, found.beside]), found.kinds, found.spacing
+    )
+    notes = _notes(found, columns, image.shape, vacancy is not None)
+    used = (notes == "") | (notes == "patch")
+    _tell(found, notes, used, n, image.name, warnings)
+    neighbours = found.neighbours()
+    row = np.where(used, np.cumsum(used) - 1, -1)
+    near = np.where(neighbours[used] >= 0, row[neighbours[used]], -1)
+    try:
+        labels = classify(
+            columns.intensities[:n][used], columns.intensity_errors[:n][used], species, bright, contrast=contrast, vacancy=vacancy,
+            background=columns.background[:n][used], neighbours=near, tails=tails,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{image.name}: {error}") from None
+    dirt = contamination(labels, labels.intensity, columns.background[:n][used], columns.positions[:n][used])
+    even = homogeneity(columns.positions[:n][used], labels.probabilities, near)
+    warnings += [*labels.warnings, *([dirt.sentence] if dirt.suspect else []), *([even.sentence] if even.suspect else [])]
+    settings = {
+        "lattice": lattice.name, "spacing_px": found.spacing, "pixel_size_nm": scale, "goodness": found.goodness, "sublattice": sublattice,
+        "bright": bright if isinstance(bright, str) else list(bright), "sites": n, "sites_used": int(used.sum()), "soft": soft,
+    }  # fmt: skip
+    shell = environments or Environments(lattice, tuple(species))
+    told = tuple(dict.fromkeys(warnings))
+    source = {**image.source, **settings, "warnings": list(told)}
+    observation = _observe(found, columns, used, labels, soft, shell, image, temperature, source)
+    return Micrograph(image, found, columns, notes, used, labels, scale, dirt, even, observation, told)
+
+
+def observe(
+    image: Image | ArrayLike, lattice: Lattice, species: Sequence[str], *, bright: str | Sequence[str], **keywords: Any
+) -> Observation:
+    """The observation of an image, ready for inference; keywords as for :func:`analyse`, which tells more.
+
+    Examples
+    --------
+    >>> from bayesatoms.imaging.render import render
+    >>> square, rng = Lattice.square(0.39), np.random.default_rng(1)
+    >>> mixed = Configuration.random(square, ("A", "B"), (12, 12), (0.5, 0.5), rng, periodic=False)
+    >>> observe(render(mixed, intensity={"A": 0.6, "B": 1.0}, noise=0.03, rng=rng).image, square, ("A", "B"), bright="B").n
+    100
+    """
+    return analyse(image, lattice, species, bright=bright, **keywords).observation
+
+
+def _chosen(image: Image, roi: Region | None, mask: Region | None, folder: str | Path | None) -> Floats:
+    """The pixels that are used; nan elsewhere."""
+    data = image.data.copy()
+    if roi is not None:
+        data[~region(image.shape, roi, f"{image.name}: roi", folder)] = np.nan
+    if mask is not None:
+        data[region(image.shape, mask, f"{image.name}: mask", folder)] = np.nan
+    if not np.isfinite(data).any():
+        raise InputError(f"{image.name}: roi and mask leave no pixel; expected a region to use")
+    return data
+
+
+def _unclipped(data: Floats, image: Image) -> Floats:
+    """Without the pixels at the upper limit of a clipped image: the flanks of a column tell its height."""
+    if not any(w.startswith("clipped") and "highest" in w for w in image.warnings):
+        return data
+    return np.where(data >= np.nanmax(data), np.nan, data)
+
+
+def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, warnings: list[str]) -> tuple[Registration, float]:
+    """The lattice in the image and the pixel size in nm that it gives."""
+    nearest = float(lattice.shell_distances(1)[0])
+    hint = None if image.pixel_size is None else nearest / image.pixel_size
+    try:
+        found = register(data, lattice, spacing=hint, sublattice=sublattice, name=image.name)
+    except InputError:
+        if hint is None:
+            raise
+        found = register(data, lattice, sublattice=sublattice, name=image.name)
+    scale = nearest / found.spacing
+    if image.pixel_size is not None and abs(image.pixel_size / scale - 1) > _SCALE:
+        warnings.append(
+            f"pixel size {image.pixel_size:.4g} nm in the header, {scale:.4g} nm by the lattice ({nearest:g} nm between neighbours): "
+            f"{image.pixel_size / scale - 1:+.0%}; that of the lattice is used"
+        )
+    if found.motif.clarity < _CLEAR:
+        warnings.append(
+            f"two kinds of columns differ in mean brightness by a factor of {found.motif.clarity:.2f} only: check in the overlay that "
+            f"the right one is read, else set sublattice"
+        )
+    if found.motif.inverted:
+        warnings.append(
+            "the columns look dark on bright ground: if atoms are dark in this image, set invert; `bright` then means bright after it"
+        )
+    return found, scale
+
+
+def _notes(found: Registration, columns: Columns, shape: tuple[int, int], vacancies: bool) -> NDArray[np.str_]:
+    """Why a site is left out, or "patch" where it lies under contamination, or ""."""
+    n = len(found.sites)
+    intensity, error = columns.intensities[:n], columns.intensity_errors[:n]
+    typical = float(np.median(intensity[found.seen])) if found.seen.any() else float(np.median(intensity))
+    notes = np.full(n, "", dtype="<U6")
+    notes[_excess(columns, n, found.spacing) > _PATCH * typical] = "patch"
+    if not vacancies:
+        notes[intensity < np.maximum(_FAINT * typical, np.minimum(3 * error, 0.25 * typical))] = "vacant"
+    notes[error > 0.5 * typical] = "faint"
+    notes[columns.misfit[:n] > _MISFIT] = "misfit"
+    position, far = columns.positions[:n], np.array(shape[::-1]) - 0.5
+    notes[(np.minimum(position + 0.5, far - position) < _EDGE * found.spacing).any(axis=1)] = "edge"
+    return notes
+
+
+def _excess(columns: Columns, n: int, spacing: float) -> Floats:
+    """Background at each site over that of its wider surroundings."""
+    from scipy.spatial import cKDTree
+
+    positions, background = columns.positions[:n], columns.background[:n]
+    near = cKDTree(positions).query(positions, min(n, int(np.pi * _SURROUNDINGS**2)))[1]
+    return background - np.median(background[near], axis=1)
+
+
+def _tell(found: Registration, notes: NDArray[np.str_], used: Truths, n: int, name: str, warnings: list[str]) -> None:
+    """Warnings about the sites that are left out; InputError if hardly any remain."""
+    for note, meaning in (
+        ("vacant", "hold no atom and are left out (name a vacancy species to count them)"),
+        ("faint", "are too faint for the noise and are left out"),
+        ("misfit", "look like no column and are left out"),
+        ("patch", "lie under bright contamination: check their labels, or mask them"),
+    ):
+        if (count := int((notes == note).sum())) > 0:
+            warnings.append(f"{count} of {n} sites {meaning}")
+    if len(found.strays) > 0.05 * n:
+        warnings.append(f"{len(found.strays)} bright spots belong to no column: adatoms, amorphous patches or contamination")
+    if used.sum() < max(12, 0.3 * n):
+        raise InputError(f"{name}: only {int(used.sum())} of {n} sites can be used; expected most: crop, mask, or check the lattice's name")
+
+
+def _observe(
+    found: Registration, columns: Columns, used: Truths, labels: Labels, soft: bool, environments: Environments, image: Image,
+    temperature: float | None, source: Mapping[str, Any],
+) -> Observation:  # fmt: skip
+    configuration, order = _configuration(found, used, labels.labels, labels.species)
+    error = None if soft else labels.label_error
+    return Observation.from_configuration(
+        configuration, name=image.name, environments=environments, label_error=error,
+        probabilities=labels.probabilities[order] if soft else None, temperature=temperature, source=dict(source),
+        positions=columns.positions[: len(used)][used][order],
+    )  # fmt: skip
+
+
+def _configuration(
+    found: Registration, used: Truths, labels: NDArray[np.int8], species: tuple[str, ...]
+) -> tuple[Configuration, NDArray[np.int64]]:
+    """The labelled lattice, and the order of its seen sites among those used."""
+    sites = found.sites[used]
+    configuration = Configuration.from_sites(found.lattice, species, sites, labels)
+    cells = np.column_stack([sites[:, :-1] - sites[:, :-1].min(axis=0), sites[:, -1]])
+    return configuration, np.argsort(configuration.supercell.index(cells))

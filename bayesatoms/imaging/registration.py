@@ -1,0 +1,282 @@
+"""Registration: which lattice site every column of an image is, and where the columns nobody sees must be.
+
+Maxima of the image are sorted into sublattices by their place in the cell, those of the lattice get
+indices (:func:`bayesatoms.indexing.index_positions`), and the indexed ones predict where the rest must
+be: a dim column in the flank of a bright one has no maximum of its own, a vacancy has none either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from ..errors import InputError
+from ..indexing import index_positions
+from ..lattice import Lattice
+from .cell import Motif, Phases, average_cell, column_spacing, motif
+from .filters import flattened
+from .vectors import lattice_vectors
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Truths = NDArray[np.bool_]
+
+_BACKGROUND = 1.2  # width of the filter that removes the background for the search, in spacings
+_SMOOTH, _SHARP = 0.14, 0.05  # and of the one against noise, for maxima and for the average cell
+_FAINT = 0.15  # of the way from the gaps to the median column: a lower maximum is a ripple of the noise
+_CATCH = 0.3  # spacings from its place in the average cell to a maximum, at most; chains of 1T' need 0.15
+_FIT, _RIDGE = 14, 0.5  # sites that predict a place, and the weight of the mean lattice beside them
+_OUTSIDE = 0.5  # spacings beyond the edge from which columns shine in
+_ROUNDS = 3  # rows of unknown sites that are filled from the edge of the known ones
+_VOTES = 3  # neighbours of the first two shells that must be known: as many as a site beyond a straight edge has
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """The lattice in an image.
+
+    Attributes
+    ----------
+    lattice : Lattice
+    sites : ndarray of int, shape (n, 3)
+        Site references.
+    positions : ndarray, shape (n, 2)
+        x, y in pixels: of the maximum where there is one, else predicted.
+    seen : ndarray of bool, shape (n,)
+        Whether there is a maximum.
+    beside : ndarray, shape (m, 2)
+        Positions of the columns that are not sites of the lattice, and of sites just outside the image.
+    kinds : ndarray of int, shape (n + m,)
+        Kind of each column, sites first: place in `motif`.
+    motif : Motif
+    vectors : ndarray, shape (2, 2)
+        Mean lattice vectors as rows, pixels.
+    spacing : float
+        Median nearest-neighbour distance, pixels.
+    goodness : float
+        Fraction of the maxima near the lattice's places that got an index.
+    residual : ndarray, shape (n,)
+        Distance of each maximum from where its neighbours predict it, in spacings; nan where not seen.
+    strays : ndarray, shape (s, 2)
+        Maxima that belong to no column: adatoms, contamination, amorphous patches.
+    """
+
+    lattice: Lattice
+    sites: Integers
+    positions: Floats
+    seen: Truths
+    beside: Floats
+    kinds: Integers
+    motif: Motif
+    vectors: Floats
+    spacing: float
+    goodness: float
+    residual: Floats
+    strays: Floats
+
+    @cached_property
+    def ideal(self) -> Floats:
+        """Places of the sites in the ideal lattice, nm."""
+        return self.lattice.positions(self.sites)
+
+    def neighbours(self, shell: int = 1) -> Integers:
+        """Rows of the neighbours of each site in a shell, -1 where not in the image; shape (n, z)."""
+        return neighbour_rows(self.lattice, self.sites, shell)
+
+
+def neighbour_rows(lattice: Lattice, sites: Integers, shell: int = 1) -> Integers:
+    """Rows of the neighbours of each site within `sites`, -1 where absent; shape (n, z)."""
+    row = {tuple(s): i for i, s in enumerate(sites.tolist())}
+    shells = [lattice.shell(shell, b) for b in range(len(lattice.basis))]
+    z = max(len(s) for s in shells)
+    found = np.full((len(sites), z), -1, dtype=np.int64)
+    for i, (n1, n2, b) in enumerate(sites.tolist()):
+        for j, (m1, m2, c) in enumerate(shells[b].tolist()):
+            found[i, j] = row.get((n1 + m1, n2 + m2, c), -1)
+    return found
+
+
+def register(data: Floats, lattice: Lattice, *, spacing: float | None = None, sublattice: int = 0, name: str = "image") -> Registration:
+    """Find the lattice in an image and index its columns.
+
+    Parameters
+    ----------
+    data : ndarray, shape (rows, columns)
+        nan where nothing was recorded or is to be used.
+    lattice : Lattice
+        Of the sites that are meant; there may be further columns in the cell.
+    spacing : float, optional
+        Nearest-neighbour distance in pixels, where known.
+    sublattice : int
+        Of the kinds of columns in the cell, by mean height from 0, the brightest, the one that is meant.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such lattice.
+    """
+    there = np.isfinite(data)
+    if there.mean() < 0.05:
+        raise InputError(f"{name}: only {there.mean():.1%} of the pixels are used; expected at least 5 %; check roi and mask")
+    vectors = lattice_vectors(data, lattice, spacing=spacing, name=name)
+    pitch = column_spacing(vectors, lattice)
+    flat = flattened(data, _SMOOTH * pitch, _BACKGROUND * pitch)
+    limit = 6 * np.median(np.abs(flat[there]))
+    phases = Phases.of(np.clip(flat, -limit, limit), vectors)  # a few glaring spots must not lead the phase
+    sharp = flattened(data, _SHARP * pitch, _BACKGROUND * pitch)
+    cell = average_cell(np.clip(sharp, -limit, limit), there, phases)
+    kinds = motif(cell, phases.vectors, lattice, sublattice, name)
+    maxima = _maxima(flat, there)
+    gaps = (phases.places(maxima)[:, None] - kinds.places + 0.5) % 1.0 - 0.5
+    apart = np.linalg.norm(gaps @ phases.vectors, axis=-1) / pitch
+    kind = np.where(apart.min(axis=1) < _CATCH, apart.argmin(axis=1), -1)
+    height = ndimage.map_coordinates(flat, maxima[:, ::-1].T, order=1)
+    ours = (kind >= 0) & (kind < kinds.sites)
+    ours &= height > (1 - _FAINT) * np.quantile(flat[there], 0.02) + _FAINT * np.median(height[ours])
+    chosen = maxima[ours]
+    hint = kind[ours] if kinds.sites > 1 else None
+    try:
+        indexing = index_positions(chosen, lattice, sublattice_hint=hint)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    kept = indexing.kept
+    sites, positions = indexing.sites[kept], chosen[kept]
+    sites, positions, seen = _filled(sites, positions, lattice, data, maxima[~ours], pitch)
+    residual = np.full(len(sites), np.nan)
+    residual[: kept.sum()] = indexing.residual[kept]
+    order = np.lexsort(sites.T[::-1])
+    sites, positions, seen, residual = sites[order], positions[order], seen[order], residual[order]
+    beside, others = _beside(sites, positions, lattice, kinds, indexing.vectors, phases, data, maxima, pitch)
+    strays = maxima[(kind < 0) & (height > np.median(height[ours]))]
+    return Registration(
+        lattice, sites, positions, seen, beside, np.concatenate([sites[:, 2], others]), kinds, indexing.vectors,
+        indexing.spacing, indexing.goodness, residual, strays,
+    )  # fmt: skip
+
+
+def _maxima(flat: Floats, there: Truths) -> Floats:
+    """All maxima, x, y, to a fraction of a pixel: no least distance, which would lose the dim ones beside bright ones."""
+    peak = (flat == ndimage.maximum_filter(flat, 3)) & there
+    y, x = np.nonzero(peak)
+    inner = (y > 0) & (x > 0) & (y < flat.shape[0] - 1) & (x < flat.shape[1] - 1)
+    y, x = y[inner], x[inner]
+
+    def vertex(before: Floats, here: Floats, after: Floats) -> Floats:
+        bend = before - 2 * here + after
+        return np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1.0), 0.0)
+
+    here = flat[y, x]
+    return np.column_stack([x + vertex(flat[y, x - 1], here, flat[y, x + 1]), y + vertex(flat[y - 1, x], here, flat[y + 1, x])])
+
+
+def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float) -> tuple[Floats, NDArray[np.float64]]:
+    """Where places of the ideal lattice lie in the image, by affine fits to the nearest known sites.
+
+    Parameters
+    ----------
+    ideal, positions : ndarray, shape (n, 2)
+        Known sites in the ideal lattice (any unit) and in the image (pixels).
+    wanted : ndarray, shape (m, 2)
+        Places in the ideal lattice.
+    cell_area : float
+        Ideal area per site, which sets the scale of the weights.
+
+    Returns
+    -------
+    positions : ndarray, shape (m, 2)
+    distance : ndarray, shape (m,)
+        To the farthest of the three nearest known sites, in units of the root of the area.
+    """
+    unit = np.sqrt(cell_area)
+    design = np.column_stack([np.ones(len(ideal)), ideal])
+    mean = np.linalg.lstsq(design, positions, rcond=None)[0]
+    rest = positions - design @ mean
+    k = min(_FIT, len(ideal))
+    distance, near = cKDTree(ideal).query(wanted, k)
+    weight = np.exp(-0.5 * (distance / (1.3 * unit)) ** 2) + 1e-9
+    step = (ideal[near] - wanted[:, None]) / unit
+    local = np.concatenate([np.ones((*near.shape, 1)), step], axis=-1)
+    weighted = np.swapaxes(local * weight[..., None], 1, 2)
+    ridge = np.diag([1e-9, _RIDGE, _RIDGE])
+    fit = np.linalg.solve(weighted @ local + ridge, weighted @ rest[near])
+    return np.column_stack([np.ones(len(wanted)), wanted]) @ mean + fit[:, 0], distance[:, min(2, k - 1)] / unit
+
+
+def _filled(
+    sites: Integers, positions: Floats, lattice: Lattice, data: Floats, spare: Floats, pitch: float
+) -> tuple[Integers, Floats, Truths]:
+    """Add the sites inside the image that have no maximum, predicted from enough neighbours around them."""
+    seen = np.ones(len(sites), dtype=bool)
+    area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
+    around = [np.vstack([lattice.shell(1, b), lattice.shell(2, b)]).tolist() for b in range(len(lattice.basis))]
+    for _ in range(_ROUNDS):
+        known = {tuple(s) for s in sites.tolist()}
+        votes: dict[tuple[int, int, int], int] = {}
+        for n1, n2, b in known:
+            for m1, m2, c in around[b]:
+                there = (n1 + m1, n2 + m2, c)
+                if there not in known:
+                    votes[there] = votes.get(there, 0) + 1
+        new = np.array(sorted(s for s, v in votes.items() if v >= _VOTES), dtype=np.int64).reshape(-1, 3)
+        if not len(new):
+            break
+        where, far = predicted(lattice.positions(sites), positions, lattice.positions(new), area)
+        inside = _recorded(data, where) & (far < 2.2)
+        new, where = new[inside], where[inside]
+        if not len(new):
+            break
+        sites, positions = np.vstack([sites, new]), np.vstack([positions, where])
+        seen = np.concatenate([seen, np.zeros(len(new), dtype=bool)])
+    return sites, positions, seen
+
+
+def _recorded(data: Floats, points: Floats) -> Truths:
+    """Which points lie on a pixel that was recorded."""
+    column, row = np.round(points).astype(np.int64).T
+    inside = (row >= 0) & (column >= 0) & (row < data.shape[0]) & (column < data.shape[1])
+    found = np.zeros(len(points), dtype=bool)
+    found[inside] = np.isfinite(data[row[inside], column[inside]])
+    return found
+
+
+def _beside(
+    sites: Integers,
+    positions: Floats,
+    lattice: Lattice,
+    kinds: Motif,
+    vectors: Floats,
+    phases: Phases,
+    data: Floats,
+    maxima: Floats,
+    pitch: float,
+) -> tuple[Floats, Integers]:
+    """Positions and kinds of the columns that are no sites: those between them, and all just outside, which shine in."""
+    # the motif was found along other axes than the indices run; the way from site 0 to a column is the same in pixels
+    offsets = (kinds.places[kinds.sites :] - kinds.places[0]) @ phases.vectors @ np.linalg.inv(vectors)
+    ideal = lattice.positions(sites)
+    area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
+    steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    cells = np.unique((sites[:, None, :2] + steps).reshape(-1, 2), axis=0)
+    tree = cKDTree(maxima)
+    places, labels = [], []
+    for kind, offset in enumerate([*lattice.basis, *(lattice.basis[0] + offsets)]):
+        where, far = predicted(ideal, positions, (cells + offset) @ lattice.cell, area)
+        margin = _OUTSIDE * pitch
+        near = (far < 2.2) & (where > -margin - 0.5).all(axis=1) & (where < np.array(data.shape[::-1]) + margin - 0.5).all(axis=1)
+        if kind < kinds.sites:
+            near &= cKDTree(positions).query(where)[0] > 0.5 * pitch
+        where = where[near]
+        if kind >= kinds.sites:
+            distance, which = tree.query(where)
+            caught = distance < 0.15 * pitch
+            where[caught] = maxima[which[caught]]
+        places.append(where)
+        labels.append(np.full(len(where), kind))
+    return np.vstack(places), np.concatenate(labels)
