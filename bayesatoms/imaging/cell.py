@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import least_squares
 
 from ..errors import InputError
 from ..lattice import Lattice
@@ -22,8 +23,10 @@ Integers = NDArray[np.int64]
 
 _FOLLOW = 1.3  # width of the filter that follows the phases, in cells: wide enough for noise, narrow enough for strain
 _FINE = 6.0  # pixels of the binned image across the shorter lattice vector
-_GRID = 48  # bins across the averaged cell
-_KIND = 0.12  # of the height of the highest column: less is no column
+_GRID = 32  # bins across the averaged cell
+_KIND = 0.06  # of the height of the highest column: less is no column
+_EVEN = 0.2  # of it: less is no site of a lattice whose sites all hold the same species
+_MOST = 5  # kinds of columns
 _APART = 0.3  # spacings between two kinds of columns at least
 
 
@@ -81,7 +84,7 @@ def _blurred(field: NDArray[np.complex128], width: float) -> NDArray[np.complex1
 
 
 def average_cell(flat: Floats, there: NDArray[np.bool_], phases: Phases) -> Floats:
-    """Mean image of one cell, shape (48, 48); axis 0 runs along the first lattice vector."""
+    """Mean image of one cell, shape (32, 32); axis 0 runs along the first lattice vector."""
     step = max(1, int(np.sqrt(flat.size / 5e5)))  # enough for so few bins
     y, x = np.mgrid[: flat.shape[0] : step, : flat.shape[1] : step]
     there = there[::step, ::step]
@@ -108,13 +111,12 @@ class Motif:
     Attributes
     ----------
     places : ndarray, shape (m, 2)
-        Fractional coordinates; first the sites of the lattice in the order of its basis, then all others.
+        Fractional coordinates; first the sites of the lattice in the order of its basis, then all others from
+        the highest down. A lattice of one site has the highest.
     heights : ndarray, shape (m,)
-        Mean height above the gaps, in the image's unit.
+        Mean height above the background, in the image's unit.
     sites : int
         How many of them are sites of the lattice.
-    clarity : float
-        Height of the dimmest site over that of the brightest other kind that might have been taken for it; inf without one.
     inverted : bool
         The cell has narrow dark spots rather than bright ones.
     """
@@ -122,69 +124,108 @@ class Motif:
     places: Floats
     heights: Floats
     sites: int
-    clarity: float
     inverted: bool
 
+    def clarity(self, kind: int) -> float:
+        """Least ratio of brightness (>= 1, inf without others) of the columns meant, `kind` for one site a cell, to others."""
+        meant = [kind] if self.sites == 1 else range(self.sites)
+        rest = [h for j, h in enumerate(self.heights) if j not in meant]
+        ratios = [max(self.heights[k] / h, h / self.heights[k]) for k in meant for h in rest]
+        return float(min(ratios, default=np.inf))
 
-def motif(cell: Floats, vectors: Floats, lattice: Lattice, sublattice: int, name: str) -> Motif:
+
+def motif(cell: Floats, vectors: Floats, lattice: Lattice, name: str) -> Motif:
     """Find the kinds of columns in an average cell and which of them are the lattice.
+
+    Kinds are added one at a time, the highest first, to a sum of equal profiles: a dim column in the
+    flank of a bright one is no maximum of the cell, but one of what the bright one leaves.
 
     Parameters
     ----------
     cell : ndarray, shape (g, g)
     vectors : ndarray, shape (2, 2)
     lattice : Lattice
-    sublattice : int
-        For a lattice with one site a cell: the kind of column that is meant, 0 the brightest.
     name : str
         For messages.
 
     Raises
     ------
     InputError
-        If there are fewer kinds of columns than asked for.
+        If the cell does not hold the sites of the lattice.
     """
     spacing = column_spacing(vectors, lattice)
-    smooth = _smoothed(cell, vectors, 0.08 * spacing)
-    places, heights = _maxima(smooth)
-    middle = 0.5 * (smooth.max() + smooth.min())
-    inverted = bool((smooth > middle).mean() > 0.62)  # a lattice of columns fills less than half of the cell
-    keep: list[int] = []
-    floor = float(np.quantile(smooth, 0.05))
-    heights = heights - floor
-    for i in np.argsort(-heights, kind="stable"):
-        if heights[i] >= _KIND * heights.max() and all(_gap(places[i] - places[j], vectors) > _APART * spacing for j in keep):
-            keep.append(int(i))
-    places, heights = places[keep], heights[keep]
-    basis = lattice.basis
-    if len(basis) == 1:
-        if sublattice >= len(places):
-            raise InputError(
-                f"{name}: the cell holds {len(places)} kind(s) of columns; sublattice {sublattice} asked for, counted from 0, the brightest"
-            )
-        order = [sublattice, *(j for j in range(len(places)) if j != sublattice)]
-        others = [heights[j] / heights[sublattice] for j in range(len(places)) if j != sublattice]
-        clarity = min((max(r, 1 / r) for r in others), default=np.inf)
-        return Motif(places[order], heights[order], 1, float(clarity), inverted)
+    middle = 0.5 * (cell.max() + cell.min())
+    inverted = bool((cell > middle).mean() > 0.62)  # columns fill less than half of the cell
+    places, heights = _kinds(cell, vectors, spacing)
+    if len(lattice.basis) == 1:
+        return Motif(places, heights, 1, inverted)
     best, total = None, -np.inf
     for origin in places:
         for operation in Lattice(lattice.cell).operations:
-            sites = (origin + (basis - basis[0]) @ operation.matrix) % 1.0
-            score = sum(_value(smooth, s) - floor for s in sites)
-            if score > total + 1e-9:
-                best, total = sites, score
+            sites = (origin + (lattice.basis - lattice.basis[0]) @ operation.matrix) % 1.0
+            gaps = np.array([[_gap(p - s, vectors) for p in places] for s in sites])
+            score = float(np.where(gaps < _APART * spacing, heights, 0.0).max(axis=1).sum())
+            if score > total * (1 + 1e-9):
+                best, total = gaps, score
     assert best is not None
-    near = [min(places, key=lambda p, s=s: _gap(p - s, vectors)) for s in best]
-    best = np.array([p if _gap(p - s, vectors) < 0.2 * spacing else s for p, s in zip(near, best, strict=True)])
-    rest = [j for j, p in enumerate(places) if min(_gap(p - s, vectors) for s in best) > _APART * spacing]
-    own = np.array([_value(smooth, s) - floor for s in best])
-    if own.min() < 0.2 * own.max():
+    found = best.argmin(axis=1)
+    held = (best.min(axis=1) < _APART * spacing) & (heights[found] > _EVEN * heights.max())
+    if not held.all() or len(set(found.tolist())) < len(found):
         raise InputError(
-            f"{name}: the cell of {lattice.name} should hold {len(basis)} columns; only {int((own >= 0.2 * own.max()).sum())} "
-            "of its places hold one; check the lattice's name"
+            f"{name}: the cell of {lattice.name} should hold {len(held)} columns; {int(held.sum())} of its places hold one; "
+            "check the lattice's name"
         )
-    clarity = own.min() / heights[rest].max() if rest else np.inf
-    return Motif(np.vstack([best, places[rest]]), np.concatenate([own, heights[rest]]), len(basis), float(clarity), inverted)
+    order = [*found, *(j for j in range(len(places)) if j not in found)]
+    return Motif(places[order], heights[order], len(found), inverted)
+
+
+def _kinds(cell: Floats, vectors: Floats, spacing: float) -> tuple[Floats, Floats]:
+    """Places and heights of the columns in a cell, the highest first.
+
+    All have one profile, a Gaussian with a wider one under it (the tails of the probe).
+    """
+    n = len(cell)
+    at = (np.arange(n) + 0.5) / n
+    grid = np.stack(np.meshgrid(at, at, indexing="ij"), axis=-1)
+    ways = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    scale = float(np.ptp(cell)) or 1.0
+    data = (cell - cell.min()) / scale
+
+    def profile(place: Floats, width: float, tail: float, wide: float) -> Floats:
+        way = (grid - place + 0.5) % 1.0 - 0.5
+        distance2 = (((way[..., None, :] + ways) @ vectors) ** 2).sum(axis=-1)
+        return ((1 - tail) * np.exp(-0.5 * distance2 / width**2) + tail * np.exp(-0.5 * distance2 / wide**2)).sum(axis=-1)
+
+    def model(v: Floats) -> Floats:
+        base, width, tail, ratio = v[:4]
+        kinds = v[4:].reshape(-1, 3)
+        return base + sum(h * profile(np.array(f), width, tail, ratio * width) for *f, h in kinds)
+
+    start = np.array([0.0, 0.2 * spacing, 0.05, 2.5])
+    low, high = [-1.0, 0.1 * spacing, 0.0, 2.0], [1.0, 0.34 * spacing, 0.5, 4.0]
+    kinds = np.zeros((0, 3))
+    v = start
+    while len(kinds) < _MOST:
+        left = _smoothed(data - (model(v) if len(kinds) else 0.0), vectors, 0.1 * spacing)
+        for i in np.argsort(-left, axis=None):
+            place = (np.array(np.unravel_index(i, left.shape)) + 0.5) / n
+            if all(_gap(place - k[:2], vectors) > _APART * spacing for k in kinds):
+                break
+        height = float(left.flat[i] - np.median(left))
+        if len(kinds) and height < _KIND * kinds[:, 2].max():
+            break
+        kinds = np.vstack([kinds, [*place, height]])
+        near = 0.12 * spacing / np.sqrt(abs(np.linalg.det(vectors)))  # a column stays near where it was seen first
+        bounds = (
+            [*low, *np.column_stack([kinds[:, :2] - near, np.zeros(len(kinds))]).ravel()],
+            [*high, *np.column_stack([kinds[:, :2] + near, np.full(len(kinds), 3.0)]).ravel()],
+        )
+        guess = np.clip([*v[:4], *kinds.ravel()], np.add(bounds[0], 1e-9), np.subtract(bounds[1], 1e-9))
+        v = least_squares(lambda u: (model(u) - data).ravel(), guess, bounds=bounds, xtol=1e-3, ftol=1e-4, max_nfev=10).x
+        kinds = v[4:].reshape(-1, 3)
+    kinds = kinds[kinds[:, 2] >= _KIND * kinds[:, 2].max()]
+    kinds = kinds[np.argsort(-kinds[:, 2], kind="stable")]
+    return kinds[:, :2] % 1.0, kinds[:, 2] * scale
 
 
 def column_spacing(vectors: Floats, lattice: Lattice) -> float:
@@ -198,26 +239,6 @@ def _smoothed(cell: Floats, vectors: Floats, width: float) -> Floats:
     waves = np.linalg.inv(vectors).T
     k = n[:, None, None] * waves[0] + n[None, :, None] * waves[1]
     return np.fft.ifft2(np.fft.fft2(cell) * np.exp(-2 * (np.pi * width) ** 2 * (k**2).sum(axis=-1))).real
-
-
-def _maxima(cell: Floats) -> tuple[Floats, Floats]:
-    """Fractional coordinates of the maxima of a periodic cell, and their heights."""
-    peak = np.argwhere(cell == ndimage.maximum_filter(cell, 3, mode="wrap"))
-    places = []
-    for i, j in peak:
-        shift = []
-        for before, here, after in (
-            (cell[i - 1, j], cell[i, j], cell[(i + 1) % _GRID, j]),
-            (cell[i, j - 1], cell[i, j], cell[i, (j + 1) % _GRID]),
-        ):
-            bend = before - 2 * here + after
-            shift.append(0.5 * (before - after) / bend if bend < 0 else 0.0)
-        places.append(((i + shift[0] + 0.5) / _GRID % 1.0, (j + shift[1] + 0.5) / _GRID % 1.0))
-    return np.array(places), cell[tuple(peak.T)]
-
-
-def _value(cell: Floats, place: Floats) -> float:
-    return float(ndimage.map_coordinates(cell, (np.asarray(place) * _GRID - 0.5)[:, None], order=1, mode="grid-wrap")[0])
 
 
 def _gap(difference: Floats, vectors: Floats) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ Truths = NDArray[np.bool_]
 _SCALE = 0.02  # the lattice and the header may differ by so much
 _KNOWN = 0.2  # a header so far off the lattice is not used to find it
 _EDGE = 0.25  # spacings from the edge of the picture: half of a nearer column's light is missing
-_FAINT = 0.12  # of the median column, or three standard errors: less is no atom
+_FAINT = 0.1  # of the median column: less is no atom
+_NOTHING = 10.0  # nor is what is so many times likelier to be nothing than the dimmest species
 _MISFIT = 4.0  # times the usual residual: no column
 _PATCH = 0.35  # of the median column: a background so far above its surroundings is contamination
 _SURROUNDINGS = 8.0  # spacings
@@ -105,12 +106,14 @@ class Micrograph:
         return rows
 
     def relabelled(self, labels: NDArray[np.int8]) -> Observation:
-        """The same sites under other labels (n used,), hard and taken as certain."""
-        configuration, _ = _configuration(self.registration, self.used, labels, self.labels.species)
+        """The same sites under other labels (n used,), hard and taken as certain; -1 where a site is to count as unseen."""
+        labels, used = np.asarray(labels), self.used.copy()
+        used[self.used] = told = labels >= 0
+        configuration, order = _configuration(self.registration, used, labels[told], self.labels.species)
         mine = self.observation
         return Observation.from_configuration(
             configuration, name=mine.name, environments=mine.environments, temperature=mine.temperature, source=mine.source,
-            positions=mine.positions,
+            positions=self.columns.positions[: self.n][used][order],
         )  # fmt: skip
 
 
@@ -208,18 +211,14 @@ def analyse(
         data if invert else _unclipped(data, image), np.vstack([found.positions, found.beside]), found.kinds, found.spacing
     )
     notes = _notes(found, columns, image.shape, vacancy is not None)
-    used = (notes == "") | (notes == "patch")
-    _tell(found, notes, used, n, image.name, warnings)
-    neighbours = found.neighbours()
-    row = np.where(used, np.cumsum(used) - 1, -1)
-    near = np.where(neighbours[used] >= 0, row[neighbours[used]], -1)
-    try:
-        labels = classify(
-            columns.intensities[:n][used], columns.intensity_errors[:n][used], species, bright, contrast=contrast, vacancy=vacancy,
-            background=columns.background[:n][used], neighbours=near, tails=tails,
-        )  # fmt: skip
-    except InputError as error:
-        raise InputError(f"{image.name}: {error}") from None
+    tell = partial(_labels, found, columns, species, bright, contrast, vacancy, tails, image.name)
+    used, near, labels = tell(notes)
+    if vacancy is None:
+        empty = _empty(columns.intensities[:n], columns.intensity_errors[:n], labels) & used
+        if empty.any():
+            notes[empty] = "vacant"
+            used, near, labels = tell(notes)
+    _tell(found, notes, n, warnings)
     dirt = contamination(labels, labels.intensity, columns.background[:n][used], columns.positions[:n][used])
     even = homogeneity(columns.positions[:n][used], labels.probabilities, near)
     warnings += [*labels.warnings, *([dirt.sentence] if dirt.suspect else []), *([even.sentence] if even.suspect else [])]
@@ -285,9 +284,10 @@ def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, w
             f"pixel size {image.pixel_size:.4g} nm in the header, {scale:.4g} nm by the lattice ({nearest:g} nm between neighbours): "
             f"{image.pixel_size / scale - 1:+.0%}; that of the lattice is used"
         )
-    if found.motif.clarity < _CLEAR:
+    clarity = found.motif.clarity(sublattice)
+    if clarity < _CLEAR:
         warnings.append(
-            f"two kinds of columns differ in mean brightness by a factor of {found.motif.clarity:.2f} only: check in the overlay that "
+            f"two kinds of columns differ in mean brightness by a factor of {clarity:.2f} only: check in the overlay that "
             f"the right one is read, else set sublattice"
         )
     if found.motif.inverted:
@@ -305,12 +305,51 @@ def _notes(found: Registration, columns: Columns, shape: tuple[int, int], vacanc
     notes = np.full(n, "", dtype="<U6")
     notes[_excess(columns, n, found.spacing) > _PATCH * typical] = "patch"
     if not vacancies:
-        notes[intensity < np.maximum(_FAINT * typical, np.minimum(3 * error, 0.25 * typical))] = "vacant"
+        notes[intensity < _FAINT * typical] = "vacant"
     notes[error > 0.5 * typical] = "faint"
     notes[columns.misfit[:n] > _MISFIT] = "misfit"
     position, far = columns.positions[:n], np.array(shape[::-1]) - 0.5
     notes[(np.minimum(position + 0.5, far - position) < _EDGE * found.spacing).any(axis=1)] = "edge"
     return notes
+
+
+def _labels(
+    found: Registration,
+    columns: Columns,
+    species: Sequence[str],
+    bright: str | Sequence[str],
+    contrast: tuple[float, float] | Mapping[str, float] | None,
+    vacancy: str | None,
+    tails: bool,
+    name: str,
+    notes: NDArray[np.str_],
+) -> tuple[Truths, NDArray[np.int64], Labels]:
+    """The sites used, their neighbours among themselves and their species."""
+    used = (notes == "") | (notes == "patch")
+    n = len(used)
+    if used.sum() < max(12, 0.3 * n):
+        counts = ", ".join(f"{c} {note}" for note, c in zip(*np.unique(notes[~used], return_counts=True), strict=True))
+        raise InputError(f"{name}: only {int(used.sum())} of {n} sites can be used ({counts}); crop, mask, or check the lattice's name")
+    row = np.where(used, np.cumsum(used) - 1, -1)
+    neighbours = found.neighbours()[used]
+    near = np.where(neighbours >= 0, row[neighbours], -1)
+    try:
+        labels = classify(
+            columns.intensities[:n][used], columns.intensity_errors[:n][used], species, bright, contrast=contrast, vacancy=vacancy,
+            background=columns.background[:n][used], neighbours=near, tails=tails,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return used, near, labels
+
+
+def _empty(intensity: Floats, error: Floats, labels: Labels) -> Truths:
+    """Sites that are far likelier to hold nothing than the dimmest species."""
+    dim = int(np.argmin(labels.means))
+    nothing = -0.5 * (intensity / error) ** 2 - np.log(error)
+    spread = np.hypot(error, labels.spreads[dim])
+    atom = -0.5 * ((intensity - labels.means[dim]) / spread) ** 2 - np.log(spread)
+    return (nothing > atom + np.log(_NOTHING)) & (intensity < 0.5 * labels.means[dim])
 
 
 def _excess(columns: Columns, n: int, spacing: float) -> Floats:
@@ -322,8 +361,8 @@ def _excess(columns: Columns, n: int, spacing: float) -> Floats:
     return background - np.median(background[near], axis=1)
 
 
-def _tell(found: Registration, notes: NDArray[np.str_], used: Truths, n: int, name: str, warnings: list[str]) -> None:
-    """Warnings about the sites that are left out; InputError if hardly any remain."""
+def _tell(found: Registration, notes: NDArray[np.str_], n: int, warnings: list[str]) -> None:
+    """Warnings about the sites that are left out."""
     for note, meaning in (
         ("vacant", "hold no atom and are left out (name a vacancy species to count them)"),
         ("faint", "are too faint for the noise and are left out"),
@@ -334,8 +373,6 @@ def _tell(found: Registration, notes: NDArray[np.str_], used: Truths, n: int, na
             warnings.append(f"{count} of {n} sites {meaning}")
     if len(found.strays) > 0.05 * n:
         warnings.append(f"{len(found.strays)} bright spots belong to no column: adatoms, amorphous patches or contamination")
-    if used.sum() < max(12, 0.3 * n):
-        raise InputError(f"{name}: only {int(used.sum())} of {n} sites can be used; expected most: crop, mask, or check the lattice's name")
 
 
 def _observe(

@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Truths = NDArray[np.bool_]
 
+_RIDGE = 1e-4  # columns so much alike that the data hardly tell them apart have errors as large as that allows
 _MEDIAN = 0.455  # of the square of a standard normal number
 _SAMPLE = 36.0  # spacings across the part of the image on which the noise is measured
 
@@ -231,7 +232,8 @@ def _inverse_diagonal(
             matrix[:, -1, 3 * a] = matrix[:, 3 * a, -1] = light
         matrix[:, -1, -1] = (KNOTS * spacing) ** 2
         scale = np.sqrt(np.maximum(np.diagonal(matrix, axis1=1, axis2=2), 1e-12))
-        matrix = matrix / scale[:, :, None] / scale[:, None, :] + 1e-6 * np.eye(size)
+        matrix = matrix / scale[:, :, None] / scale[:, None, :] + _RIDGE * np.eye(size)
         inverse = np.linalg.inv(matrix)
-        out[rows] = np.diagonal(inverse, axis1=1, axis2=2)[:, :3] / scale[:, :3] ** 2
+        found = np.diagonal(inverse, axis1=1, axis2=2)[:, :3]
+        out[rows] = np.where((found > 0) & (found < 1 / _RIDGE), found, 1 / _RIDGE) / scale[:, :3] ** 2
     return out

@@ -7,6 +7,7 @@ be: a dim column in the flank of a bright one has no maximum of its own, a vacan
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,7 @@ _SMOOTH, _SHARP = 0.14, 0.05  # and of the one against noise, for maxima and for
 _FAINT = 0.15  # of the way from the gaps to the median column: a lower maximum is a ripple of the noise
 _CATCH = 0.3  # spacings from its place in the average cell to a maximum, at most; chains of 1T' need 0.15
 _FIT, _RIDGE = 14, 0.5  # sites that predict a place, and the weight of the mean lattice beside them
+_FAR, _NEAR = 2.2, 0.15  # spacings to the third nearest known site at most; from a predicted place to a maximum taken for it
 _OUTSIDE = 0.5  # spacings beyond the edge from which columns shine in
 _ROUNDS = 3  # rows of unknown sites that are filled from the edge of the known ones
 _VOTES = 3  # neighbours of the first two shells that must be known: as many as a site beyond a straight edge has
@@ -125,14 +127,29 @@ def register(data: Floats, lattice: Lattice, *, spacing: float | None = None, su
     there = np.isfinite(data)
     if there.mean() < 0.05:
         raise InputError(f"{name}: only {there.mean():.1%} of the pixels are used; expected at least 5 %; check roi and mask")
-    vectors = lattice_vectors(data, lattice, spacing=spacing, name=name)
+    first = None
+    for vectors in lattice_vectors(data, lattice, spacing=spacing, name=name):
+        try:
+            return _registered(data, there, vectors, lattice, sublattice, name)
+        except InputError as error:
+            first = first or error
+    raise first
+
+
+def _registered(data: Floats, there: Truths, vectors: Floats, lattice: Lattice, sublattice: int, name: str) -> Registration:
+    """The registration on one candidate of the mean lattice."""
     pitch = column_spacing(vectors, lattice)
     flat = flattened(data, _SMOOTH * pitch, _BACKGROUND * pitch)
     limit = 6 * np.median(np.abs(flat[there]))
     phases = Phases.of(np.clip(flat, -limit, limit), vectors)  # a few glaring spots must not lead the phase
     sharp = flattened(data, _SHARP * pitch, _BACKGROUND * pitch)
     cell = average_cell(np.clip(sharp, -limit, limit), there, phases)
-    kinds = motif(cell, phases.vectors, lattice, sublattice, name)
+    kinds = motif(cell, phases.vectors, lattice, name)
+    if not 0 <= sublattice < (len(kinds.places) if kinds.sites == 1 else 1):
+        raise InputError(
+            f"{name}: sublattice {sublattice} asked for; the cell holds {len(kinds.places)} kind(s) of columns, {kinds.sites} of them "
+            "sites of the lattice; expected one of the kinds, counted from 0, the brightest, for a lattice with one site a cell"
+        )
     maxima = _maxima(flat, there)
     gaps = (phases.places(maxima)[:, None] - kinds.places + 0.5) % 1.0 - 0.5
     apart = np.linalg.norm(gaps @ phases.vectors, axis=-1) / pitch
@@ -140,24 +157,32 @@ def register(data: Floats, lattice: Lattice, *, spacing: float | None = None, su
     height = ndimage.map_coordinates(flat, maxima[:, ::-1].T, order=1)
     ours = (kind >= 0) & (kind < kinds.sites)
     ours &= height > (1 - _FAINT) * np.quantile(flat[there], 0.02) + _FAINT * np.median(height[ours])
-    chosen = maxima[ours]
-    hint = kind[ours] if kinds.sites > 1 else None
+    # a lattice of one site is indexed as the cell that was found, which may be strained further than an unknown one could be
+    shape = lattice if kinds.sites > 1 else Lattice(phases.vectors / pitch, name=lattice.name)
     try:
-        indexing = index_positions(chosen, lattice, sublattice_hint=hint)
+        indexing = index_positions(maxima[ours], shape, sublattice_hint=kind[ours] if kinds.sites > 1 else None)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     kept = indexing.kept
-    sites, positions = indexing.sites[kept], chosen[kept]
-    sites, positions, seen = _filled(sites, positions, lattice, data, maxima[~ours], pitch)
+    sites, positions, seen = _filled(indexing.sites[kept], maxima[ours][kept], lattice, data)
     residual = np.full(len(sites), np.nan)
     residual[: kept.sum()] = indexing.residual[kept]
+    # the motif was found along other axes than the indices run; the way from site 0 to a column is the same in pixels
+    offsets = (kinds.places - kinds.places[0]) @ phases.vectors @ np.linalg.inv(indexing.vectors)
+    columns = _Predicted(lattice, sites, positions, offsets, kinds.sites, data.shape, maxima, pitch)
+    if sublattice:
+        anchor = positions
+        sites, positions, seen = columns.sublattice(sublattice, data)
+        residual = np.full(len(sites), np.nan)
+        beside, others = columns.beside([k for k in range(len(offsets)) if k != sublattice], known=anchor, target=(sublattice, positions))
+    else:
+        beside, others = columns.beside(range(len(offsets)), known=positions, target=(0, positions))
     order = np.lexsort(sites.T[::-1])
-    sites, positions, seen, residual = sites[order], positions[order], seen[order], residual[order]
-    beside, others = _beside(sites, positions, lattice, kinds, indexing.vectors, phases, data, maxima, pitch)
     strays = maxima[(kind < 0) & (height > np.median(height[ours]))]
+    own = sites[order, 2] if kinds.sites > 1 else np.full(len(sites), sublattice)
     return Registration(
-        lattice, sites, positions, seen, beside, np.concatenate([sites[:, 2], others]), kinds, indexing.vectors,
-        indexing.spacing, indexing.goodness, residual, strays,
+        lattice, sites[order], positions[order], seen[order], beside, np.concatenate([own, others]), kinds, indexing.vectors,
+        indexing.spacing, indexing.goodness, residual[order], strays,
     )  # fmt: skip
 
 
@@ -209,9 +234,7 @@ def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float
     return np.column_stack([np.ones(len(wanted)), wanted]) @ mean + fit[:, 0], distance[:, min(2, k - 1)] / unit
 
 
-def _filled(
-    sites: Integers, positions: Floats, lattice: Lattice, data: Floats, spare: Floats, pitch: float
-) -> tuple[Integers, Floats, Truths]:
+def _filled(sites: Integers, positions: Floats, lattice: Lattice, data: Floats) -> tuple[Integers, Floats, Truths]:
     """Add the sites inside the image that have no maximum, predicted from enough neighbours around them."""
     seen = np.ones(len(sites), dtype=bool)
     area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
@@ -228,7 +251,7 @@ def _filled(
         if not len(new):
             break
         where, far = predicted(lattice.positions(sites), positions, lattice.positions(new), area)
-        inside = _recorded(data, where) & (far < 2.2)
+        inside = _recorded(data, where) & (far < _FAR)
         new, where = new[inside], where[inside]
         if not len(new):
             break
@@ -246,37 +269,56 @@ def _recorded(data: Floats, points: Floats) -> Truths:
     return found
 
 
-def _beside(
-    sites: Integers,
-    positions: Floats,
-    lattice: Lattice,
-    kinds: Motif,
-    vectors: Floats,
-    phases: Phases,
-    data: Floats,
-    maxima: Floats,
-    pitch: float,
-) -> tuple[Floats, Integers]:
-    """Positions and kinds of the columns that are no sites: those between them, and all just outside, which shine in."""
-    # the motif was found along other axes than the indices run; the way from site 0 to a column is the same in pixels
-    offsets = (kinds.places[kinds.sites :] - kinds.places[0]) @ phases.vectors @ np.linalg.inv(vectors)
-    ideal = lattice.positions(sites)
-    area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
-    steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-    cells = np.unique((sites[:, None, :2] + steps).reshape(-1, 2), axis=0)
-    tree = cKDTree(maxima)
-    places, labels = [], []
-    for kind, offset in enumerate([*lattice.basis, *(lattice.basis[0] + offsets)]):
-        where, far = predicted(ideal, positions, (cells + offset) @ lattice.cell, area)
-        margin = _OUTSIDE * pitch
-        near = (far < 2.2) & (where > -margin - 0.5).all(axis=1) & (where < np.array(data.shape[::-1]) + margin - 0.5).all(axis=1)
-        if kind < kinds.sites:
-            near &= cKDTree(positions).query(where)[0] > 0.5 * pitch
+class _Predicted:
+    """Where columns of every kind lie, by the indexed ones around them."""
+
+    def __init__(
+        self, lattice: Lattice, sites: Integers, positions: Floats, offsets: Floats, n_sites: int, shape: tuple[int, int],
+        maxima: Floats, pitch: float,
+    ) -> None:  # fmt: skip
+        self.lattice, self.positions, self.offsets, self.n_sites, self.shape, self.pitch = (
+            lattice,
+            positions,
+            offsets,
+            n_sites,
+            shape,
+            pitch,
+        )
+        self.maxima, self.tree = maxima, cKDTree(maxima)
+        self.ideal = lattice.positions(sites)
+        self.area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
+        steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+        self.cells = np.unique((sites[:, None, :2] + steps).reshape(-1, 2), axis=0)
+
+    def _of(self, kind: int, margin: float) -> tuple[Integers, Floats, Truths]:
+        """Cells, positions and whether a maximum was caught, for all columns of a kind up to `margin` pixels outside the image."""
+        basis = self.lattice.basis
+        place = basis[kind] if kind < self.n_sites else basis[0] + self.offsets[kind]
+        where, far = predicted(self.ideal, self.positions, (self.cells + place) @ self.lattice.cell, self.area)
+        near = (far < _FAR) & (where > -margin - 0.5).all(axis=1) & (where < np.array(self.shape[::-1]) + margin - 0.5).all(axis=1)
         where = where[near]
-        if kind >= kinds.sites:
-            distance, which = tree.query(where)
-            caught = distance < 0.15 * pitch
-            where[caught] = maxima[which[caught]]
-        places.append(where)
-        labels.append(np.full(len(where), kind))
-    return np.vstack(places), np.concatenate(labels)
+        distance, which = self.tree.query(where)
+        caught = distance < _NEAR * self.pitch
+        where[caught] = self.maxima[which[caught]]
+        return self.cells[near], where, caught
+
+    def sublattice(self, kind: int, data: Floats) -> tuple[Integers, Floats, Truths]:
+        """Sites, positions and whether seen, of a kind that is not the brightest one."""
+        cells, where, caught = self._of(kind, 0.0)
+        there = _recorded(data, where)
+        sites = np.column_stack([cells - cells[there].min(axis=0), np.zeros(len(cells), dtype=np.int64)])
+        return sites[there], where[there], caught[there]
+
+    def beside(self, kinds: Iterable[int], known: Floats, target: tuple[int, Floats]) -> tuple[Floats, Integers]:
+        """Positions and kinds of all columns but the target's: those of other kinds, and all just outside, which shine in."""
+        places, labels = [], []
+        for kind in [*kinds, *([target[0]] if target[0] not in kinds else [])]:
+            _, where, _ = self._of(kind, _OUTSIDE * self.pitch)
+            if kind == target[0] or kind < self.n_sites:
+                own = target[1] if kind == target[0] or target[0] == 0 else known
+                where = where[cKDTree(own).query(where)[0] > 0.5 * self.pitch]
+                if own is known and target[0]:
+                    where = np.vstack([known, where])
+            places.append(where)
+            labels.append(np.full(len(where), kind))
+        return np.vstack(places), np.concatenate(labels)

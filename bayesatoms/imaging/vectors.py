@@ -26,18 +26,20 @@ Floats = NDArray[np.float64]
 _FINEST, _CELLS = 5.0, 4.0  # shortest translation, and how many times the longest must fit into the image
 _HIGH_PASS, _LOW_PASS = 1.2, 0.15  # widths of the filters, in s
 _TILE, _BINNED = 36, 12.0  # tiles are so many s wide; images are binned so that s stays below the second
-_STRAIN = 0.17  # of the cell at most, as in indexing
+_STRAIN = 0.2  # of the cell at most: a rectangle of 1 x 1.45 passes for a square, a triangular lattice (0.27) does not
 _REPEATS, _CHANCE = 0.06, 1.2  # least correlation under the first shell; and what noise has of it, times the root of the cells
 _AS_GOOD = (
     0.28  # of the best correlation within three translations: a finer lattice with so much of it is the lattice; chains have 0.3 to 0.7
 )
+_STRAINED = 8.0  # more of the best correlation that a strained lattice must have, times its strain squared
+_CANDIDATES = 3  # lattices; the finest is the lattice unless its columns cannot be indexed
 _PEAKS = 60  # maxima of the autocorrelation that are paired, the shortest first
 # superlattices of two to four cells, as integer matrices
 _DIVISIONS = [n for n in np.array(list(itertools.product(range(-2, 3), repeat=4))).reshape(-1, 2, 2) if 1.5 < abs(np.linalg.det(n)) < 4.5]
 
 
-def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = None, name: str = "image") -> Floats:
-    """Mean lattice vectors of an image, as rows, in pixels (x, y).
+def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = None, name: str = "image") -> list[Floats]:
+    """Candidates for the mean lattice vectors of an image, the finest lattice first.
 
     Parameters
     ----------
@@ -52,7 +54,8 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
 
     Returns
     -------
-    ndarray, shape (2, 2)
+    list of ndarray, shape (2, 2)
+        Vectors as rows, in pixels (x, y).
 
     Raises
     ------
@@ -63,7 +66,7 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     --------
     >>> y, x = np.mgrid[:200, :200]
     >>> image = np.cos(2 * np.pi * x / 20) + np.cos(2 * np.pi * y / 20)
-    >>> np.linalg.norm(lattice_vectors(image, Lattice.square()), axis=1).round(1).tolist()
+    >>> np.linalg.norm(lattice_vectors(image, Lattice.square())[0], axis=1).round(1).tolist()
     [20.0, 20.0]
     """
     cell = lattice.cell / lattice.shell_distances(1)[0]
@@ -71,19 +74,23 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     limits = (_FINEST, min(data.shape) / _CELLS)
     if spacing is not None:
         limits = max(limits[0], 0.8 * spacing * longest), min(limits[1], 1.25 * spacing * longest)
-    best = (0.0, _REPEATS)
+    best, candidates = (0.0, _REPEATS), []
     s = limits[0]
     while s < limits[1]:
         found, score = _octave(data, cell, s, min(2 * s, limits[1]))
         best = max(best, score, key=lambda pair: pair[0] - pair[1])
-        if found is not None:
-            return found
+        if found is not None and not any(abs(np.linalg.det(found) / np.linalg.det(c)) < 1.3 for c in candidates):
+            candidates.append(found)
+        if found is not None and (spacing is not None or len(candidates) == _CANDIDATES):
+            break
         s *= 1.8  # less than an octave, so that none falls between two
-    raise InputError(
-        f"{name}: no {lattice.name} lattice found with cells of {limits[0]:.0f} to {limits[1]:.0f} pixels: shifted by the best candidate "
-        f"the image is like itself to {best[0]:.2f}, expected at least {best[1]:.2f}; "
-        "check the lattice's name, crop to the crystal, or set the pixel size"
-    )
+    if not candidates:
+        raise InputError(
+            f"{name}: no {lattice.name} lattice found with cells of {limits[0]:.0f} to {limits[1]:.0f} pixels: shifted by the best "
+            f"candidate the image is like itself to {best[0]:.2f}, expected at least {best[1]:.2f}; "
+            "check the lattice's name, crop to the crystal, or set the pixel size"
+        )
+    return candidates
 
 
 def _octave(data: Floats, cell: Floats, low: float, high: float) -> tuple[Floats | None, tuple[float, float]]:
@@ -96,28 +103,30 @@ def _octave(data: Floats, cell: Floats, low: float, high: float) -> tuple[Floats
         score = float(_at(correlation, shell).mean())
         least = _REPEATS + _CHANCE * np.sqrt(abs(np.linalg.det(vectors)) / np.isfinite(small).sum())
         best = max(best, (score, float(least)), key=lambda pair: pair[0] - pair[1])
-        if score >= least and score >= _AS_GOOD * _envelope(correlation, np.linalg.norm(vectors, axis=1).max()):
+        if score >= least and score >= _needed(vectors, cell) * _envelope(correlation, np.linalg.norm(vectors, axis=1).max()):
             found.append((abs(np.linalg.det(vectors)), -score, vectors))
     if not found:
         return None, best
     finest = min(area for area, _, _ in found)
     vectors = min((f for f in found if f[0] < 1.3 * finest), key=lambda f: f[1])[2]
-    return _divided(correlation, vectors, cell) * factor, best
+    return _divided(data, vectors * factor, cell), best
 
 
-def _divided(correlation: Floats, vectors: Floats, cell: Floats) -> Floats:
+def _divided(data: Floats, vectors: Floats, cell: Floats) -> Floats:
     """The finest lattice of the right shape of which `vectors` span a superlattice, if the image repeats under it.
 
     Displacements split the maximum of the autocorrelation at its translations, so it need not have any there.
     """
-    envelope = _envelope(correlation, float(np.linalg.norm(vectors, axis=1).max()))
+    half = 0.4 * float(np.linalg.norm(vectors, axis=1).max())
+    factor = max(1, int(half / _BINNED))
+    correlation = _autocorrelation(binned(data, factor), half / factor)
+    envelope = _envelope(correlation, 2 * half / factor)
     best = vectors
     for n in _DIVISIONS:
         finer = np.linalg.solve(n, vectors)
-        area = abs(np.linalg.det(finer))
-        if area < 0.9 * abs(np.linalg.det(best)) and _strain(finer, cell) < _STRAIN:
-            score = float(_at(correlation, _first_shell(cell) @ finer).mean())
-            if score >= _AS_GOOD * envelope:
+        if abs(np.linalg.det(finer)) < 0.9 * abs(np.linalg.det(best)) and _strain(finer, cell) < _STRAIN:
+            score = float(_at(correlation, _first_shell(cell) @ finer / factor).mean())
+            if score >= _needed(finer, cell) * envelope:
                 best = finer
     return best
 
@@ -179,6 +188,11 @@ def _candidates(correlation: Floats, cell: Floats, low: float, high: float) -> l
         if low <= size < high and _strain(vectors, cell) < _STRAIN:
             found.append((vectors, first @ vectors))
     return found
+
+
+def _needed(vectors: Floats, cell: Floats) -> float:
+    """Share of the best correlation that makes these vectors the lattice."""
+    return _AS_GOOD + _STRAINED * _strain(vectors, cell) ** 2
 
 
 def _first_shell(cell: Floats) -> Floats:
