@@ -40,8 +40,8 @@ class Columns:
     background : ndarray, shape (n,)
         Fitted background under each column.
     kinds : ndarray of int, shape (n,)
-    widths : ndarray, shape (kinds,)
-        Standard deviation of the profile of each kind, pixels.
+    width : float
+        Standard deviation of the profile, pixels: that of the probe, the same for all columns.
     residual : ndarray, shape (rows, columns)
         Image minus fit; nan where nothing was recorded.
     ground : ndarray, shape (rows, columns)
@@ -56,7 +56,7 @@ class Columns:
     intensity_errors: Floats
     background: Floats
     kinds: Integers
-    widths: Floats
+    width: float
     residual: Floats
     ground: Floats
     misfit: Floats
@@ -72,7 +72,7 @@ def fit_columns(data: Floats, seeds: Floats, kinds: Integers, spacing: float) ->
     seeds : ndarray, shape (n, 2)
         First guesses of the positions, x, y in pixels; columns just outside the image may be among them.
     kinds : ndarray of int, shape (n,)
-        Columns of one kind share their width.
+        Columns of one kind are of about the same intensity.
     spacing : float
         Nearest-neighbour distance in pixels.
 
@@ -96,16 +96,17 @@ def fit_columns(data: Floats, seeds: Floats, kinds: Integers, spacing: float) ->
     at = np.round(np.clip(seeds, 0, np.array(data.shape[::-1]) - 1)).astype(np.int64)
     top = np.where(there[at[:, 1], at[:, 0]], image[at[:, 1], at[:, 0]], np.quantile(data[there], 0.99))  # clipped columns are bright
     amplitude = np.maximum(top - level[0], 0.0)
-    state = State(seeds.astype(float), amplitude, np.full(int(kinds.max()) + 1, WIDTH[0] * spacing), level)
+    state = State(seeds.astype(float), amplitude, np.full(1, WIDTH[0] * spacing), level)
     size = max(float(np.median(amplitude)), 1e-12)
-    usual = np.array([np.median(amplitude[kinds == k]) if (kinds == k).any() else 0.0 for k in range(len(state.widths))])[kinds]
-    residual = _residual(image, there, state, kinds, ground)
+    usual = np.array([np.median(amplitude[kinds == k]) if (kinds == k).any() else 0.0 for k in range(int(kinds.max()) + 1)])[kinds]
+    profile = np.zeros(len(seeds), dtype=np.int64)
+    residual = _residual(image, there, state, profile, ground)
     noise = 1.48 * float(np.median(np.abs(residual[there])))
     damping = 1e-4
     for _ in range(_STEPS):
         # a faint column keeps to its seed, one mostly outside the image to the usual amplitude: weak priors in units of the noise
         leash, hold = (noise / (_LEASH * spacing)) ** 2, (noise / size) ** 2
-        matrix, gradient = normal_equations(residual, there, state, kinds, ground, 0.05 * size)
+        matrix, gradient = normal_equations(residual, there, state, profile, ground, 0.05 * size)
         pull = np.concatenate(
             [hold * (usual - state.amplitude), *(leash * (seeds - state.position)).T, np.zeros(len(gradient) - 3 * len(seeds))]
         )
@@ -118,7 +119,7 @@ def fit_columns(data: Floats, seeds: Floats, kinds: Integers, spacing: float) ->
                 scale**2 * (prior + damping * diagonal)
             )
             trial = state.moved(scale * cg(scaled, scale * (gradient + pull), rtol=1e-2, maxiter=300)[0], seeds, spacing)
-            tried = _residual(image, there, trial, kinds, ground)
+            tried = _residual(image, there, trial, profile, ground)
             if _cost(tried, trial, seeds, usual, leash, hold) <= cost or damping > 1e3:
                 break
             damping = max(10 * damping, 1e-2)
@@ -127,10 +128,11 @@ def fit_columns(data: Floats, seeds: Floats, kinds: Integers, spacing: float) ->
         if cost - _cost(residual, state, seeds, usual, leash, hold) < _DONE * cost:
             break
     here = ground.at(state.level, state.position)
-    errors, misfit = standard_errors(residual, there, here, state, kinds, spacing, 0.05 * size)
+    errors, misfit = standard_errors(residual, image - residual, there, here, state, profile, spacing, 0.05 * size)
     residual[~there] = np.nan
     field = ground.field(state.level)
-    return Columns(state.position, errors[:, 1:], state.amplitude, errors[:, 0], here, kinds, state.widths, residual, field, misfit)
+    width = float(state.widths[0])
+    return Columns(state.position, errors[:, 1:], state.amplitude, errors[:, 0], here, kinds, width, residual, field, misfit)
 
 
 def _residual(image: Floats, there: Truths, state: State, kinds: Integers, ground: Ground) -> Floats:

@@ -74,7 +74,9 @@ def _cell(name: str, value: Any) -> str:
 
 
 def write_extxyz(micrograph: Micrograph, path: str | Path) -> Path:
-    """The sites that are used as extended xyz, whole or not at all: positions in Å, y down as in the image, species, intensity, p_<species>.
+    """The sites that are used as extended xyz, whole or not at all.
+
+    Positions are in Å, y down as in the image; intensity, its error, background and p_<species> follow.
 
     Parameters
     ----------

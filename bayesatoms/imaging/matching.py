@@ -15,7 +15,7 @@ from ..tables import read_table
 from .micrograph import Micrograph
 
 _NEAR = 0.35  # spacings from a site to the row that labels it
-_FEWEST = 0.5  # of the rows that must lie at a site: less, and the table belongs to another picture
+_FEWEST = 0.8  # of the rows among the sites that must lie at one: by chance 0.44 do, and the table belongs to another picture
 
 
 def match_table(micrograph: Micrograph, path: str | Path, columns: Mapping[str, str] | None = None) -> Observation:
@@ -40,7 +40,7 @@ def match_table(micrograph: Micrograph, path: str | Path, columns: Mapping[str, 
     Raises
     ------
     InputError
-        If the file, a column or a species is not there, or less than half of the rows lie at a site.
+        If the file, a column or a species is not there, or the rows do not lie at the sites.
 
     Examples
     --------
@@ -68,10 +68,11 @@ def match_table(micrograph: Micrograph, path: str | Path, columns: Mapping[str, 
     sites = micrograph.columns.positions[: micrograph.n][micrograph.used]
     distance, site = cKDTree(sites).query(xy) if len(xy) else (np.zeros(0), np.zeros(0, int))
     near = distance < _NEAR * micrograph.registration.spacing
-    if near.sum() < max(1, _FEWEST * len(rows)):
+    among = distance < micrograph.registration.spacing  # further off, the row lies outside the region that is used
+    if near.sum() < max(1, _FEWEST * among.sum()):
         raise InputError(
-            f"{path}: only {int(near.sum())} of {len(rows)} labelled rows lie at a site of {micrograph.image.name}; "
-            "expected most: positions must be in pixels of this image, x to the right and y down from its first pixel"
+            f"{path}: only {int(near.sum())} of the {int(among.sum())} labelled rows among the sites of {micrograph.image.name} lie at "
+            "one; expected most: positions must be in pixels of this image, x to the right and y down from its first pixel"
         )
     labels = np.full(len(sites), UNSEEN, dtype=np.int8)
     for row in np.flatnonzero(near)[np.argsort(-distance[near], kind="stable")]:  # the nearest row is the last to speak

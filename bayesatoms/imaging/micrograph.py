@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
 from ..configuration import Configuration
 from ..environments import Environments
@@ -32,7 +34,7 @@ Truths = NDArray[np.bool_]
 
 _SCALE = 0.02  # the lattice and the header may differ by so much
 _KNOWN = 0.2  # a header so far off the lattice is not used to find it
-_EDGE = 0.25  # spacings from the edge of the picture: half of a nearer column's light is missing
+_EDGE = 0.25  # spacings from the edge of what was recorded: much of a nearer column's light is missing
 _FAINT = 0.1  # of the median column: less is no atom
 _NOTHING = 10.0  # nor is what is so many times likelier to be nothing than the dimmest species
 _MISFIT = 4.0  # times the usual residual: no column
@@ -210,7 +212,7 @@ def analyse(
     columns = fit_columns(
         data if invert else _unclipped(data, image), np.vstack([found.positions, found.beside]), found.kinds, found.spacing
     )
-    notes = _notes(found, columns, image.shape, vacancy is not None)
+    notes = _notes(found, columns, np.isfinite(data), vacancy is not None)
     tell = partial(_labels, found, columns, species, bright, contrast, vacancy, tails, image.name)
     used, near, labels = tell(notes)
     if vacancy is None:
@@ -297,7 +299,7 @@ def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, w
     return found, scale
 
 
-def _notes(found: Registration, columns: Columns, shape: tuple[int, int], vacancies: bool) -> NDArray[np.str_]:
+def _notes(found: Registration, columns: Columns, there: Truths, vacancies: bool) -> NDArray[np.str_]:
     """Why a site is left out, or "patch" where it lies under contamination, or ""."""
     n = len(found.sites)
     intensity, error = columns.intensities[:n], columns.intensity_errors[:n]
@@ -308,9 +310,15 @@ def _notes(found: Registration, columns: Columns, shape: tuple[int, int], vacanc
         notes[intensity < _FAINT * typical] = "vacant"
     notes[error > 0.5 * typical] = "faint"
     notes[columns.misfit[:n] > _MISFIT] = "misfit"
-    position, far = columns.positions[:n], np.array(shape[::-1]) - 0.5
-    notes[(np.minimum(position + 0.5, far - position) < _EDGE * found.spacing).any(axis=1)] = "edge"
+    notes[_to_edge(there, columns.positions[:n]) < _EDGE * found.spacing] = "edge"
     return notes
+
+
+def _to_edge(there: Truths, positions: Floats) -> Floats:
+    """Pixels from each position to the edge of what was recorded and is used."""
+    away = distance_transform_edt(np.pad(there, 1))[1:-1, 1:-1]
+    column, row = np.clip(np.round(positions).astype(np.int64), 0, np.array(there.shape[::-1]) - 1).T
+    return away[row, column]
 
 
 def _labels(
@@ -354,11 +362,15 @@ def _empty(intensity: Floats, error: Floats, labels: Labels) -> Truths:
 
 def _excess(columns: Columns, n: int, spacing: float) -> Floats:
     """Background at each site over that of its wider surroundings."""
-    from scipy.spatial import cKDTree
-
     positions, background = columns.positions[:n], columns.background[:n]
+    x, y = ((positions - positions.mean(axis=0)) / np.ptp(positions, axis=0)).T
+    design = np.column_stack([np.ones(n), x, y, x * x, x * y, y * y])
+    weight = np.ones(n)
+    for _ in range(5):  # a slope of the whole picture is no patch, and patches must not tilt it
+        rest = background - design @ np.linalg.lstsq(design * weight[:, None], background * weight, rcond=None)[0]
+        weight = 1 / np.sqrt(1 + (rest / max(1.5 * float(np.median(np.abs(rest))), 1e-12)) ** 2)
     near = cKDTree(positions).query(positions, min(n, int(np.pi * _SURROUNDINGS**2)))[1]
-    return background - np.median(background[near], axis=1)
+    return rest - np.median(rest[near], axis=1)
 
 
 def _tell(found: Registration, notes: NDArray[np.str_], n: int, warnings: list[str]) -> None:

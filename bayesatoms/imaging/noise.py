@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.ndimage import gaussian_filter
 from scipy.optimize import nnls
 from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
@@ -25,7 +24,7 @@ Integers = NDArray[np.int64]
 Truths = NDArray[np.bool_]
 
 _RIDGE = 1e-4  # columns so much alike that the data hardly tell them apart have errors as large as that allows
-_MEDIAN = 0.455  # of the square of a standard normal number
+_SHARP = 0.7  # pixels: noise through a narrower filter may be white noise with leftovers of jitter
 _SAMPLE = 36.0  # spacings across the part of the image on which the noise is measured
 
 
@@ -48,7 +47,7 @@ class _Noise:
 
 
 def standard_errors(
-    residual: Floats, there: Truths, background: Floats, state: State, kinds: Integers, spacing: float, floor: float
+    residual: Floats, model: Floats, there: Truths, background: Floats, state: State, kinds: Integers, spacing: float, floor: float
 ) -> tuple[Floats, Floats]:
     """Standard errors of amplitude, x, y (n, 3), and the misfit of each column (n,)."""
     position, amplitude, width = state.position, state.amplitude, state.widths[kinds]
@@ -59,7 +58,7 @@ def standard_errors(
         low, high, inside = np.zeros(2, dtype=np.int64), np.array(residual.shape[::-1]), np.ones(len(position), dtype=bool)
     cut = slice(low[1], high[1]), slice(low[0], high[0])
     part = State(position[inside] - low, amplitude[inside], state.widths, state.level)
-    noise = _measured(residual[cut], there[cut], part, kinds[inside], light[inside], spacing, floor)
+    noise = _measured(residual[cut], model[cut], there[cut], part, kinds[inside], light[inside], spacing, floor)
     ground = Ground(residual.shape, KNOTS * spacing, there)
     share = gradients(residual, there, position, width, PATCH, *ground.tables)[1]
     inverse = _inverse_diagonal(position, amplitude, state.widths, kinds, share, spacing, floor)
@@ -83,44 +82,42 @@ def _middle(there: Truths, side: float) -> tuple[Integers, Integers]:
     return np.array([x, y]), np.array([x + size[1], y + size[0]])
 
 
-def _measured(residual: Floats, there: Truths, state: State, kinds: Integers, light: Floats, spacing: float, floor: float) -> _Noise:
+def _measured(
+    residual: Floats, model: Floats, there: Truths, state: State, kinds: Integers, light: Floats, spacing: float, floor: float
+) -> _Noise:
     """The noise of an image, from what its fit left.
 
     The fit has taken its share of the noise out of the residual: how much, and at which wave numbers,
-    is found by fitting white noise and white jitter in the same way. A last fit, of noise as it was
-    found, tells what overlaps, correlations and the background make of it in each direction.
+    is found by fitting white noise, as strong at each pixel as the light there makes it, in the same way.
     """
     position, amplitude, width = state.position, state.amplitude, state.widths[kinds]
     ground = Ground(residual.shape, KNOTS * spacing, there)
     matrix, _ = normal_equations(residual, there, State(position, amplitude, state.widths, np.zeros(ground.n)), kinds, ground, floor)
     fit = _Refit(there, matrix, state, kinds, ground, floor)
     rng = np.random.default_rng(0)  # one field is enough for ratios; the answer does not depend on it
-    white = np.where(there, rng.normal(size=residual.shape), 0.0)
-    white_left = fit(white)[1]
+    unit = max(float(light.mean()), 1e-300)
+    strength = np.ones_like(residual)
     slope = np.zeros_like(residual)
     add_linear(slope, position, width, amplitude[:, None] * np.array([0.0, 1.0, 0.0, 0.0]), PATCH)
     slope[~there] = 0.0
-    jitter, calm = _jitter(residual, slope, there, fit, rng)
-    level, blur = _spectrum(calm, white_left, float(width.mean()))
-    power = power_under(calm, there, position, width, PATCH) / np.maximum(power_under(white_left, there, position, width, PATCH), 0.2)
-    unit = max(float(light.mean()), 1e-300)
-    base, grow = nnls(np.column_stack([np.ones(len(light)), light / unit]), np.minimum(power, 8 * np.median(power)))[0]
-    if blur > 0.1:
-        white = np.where(there, gaussian_filter(rng.normal(size=residual.shape), blur, mode="wrap"), 0.0)
-    scatter = fit(white)[0]
-    share = gradients(residual, there, position, width, PATCH, *ground.tables)[1]
-    squares = scatter**2 / _inverse_diagonal(position, amplitude, state.widths, kinds, share, spacing, floor)
-    whole = (amplitude > 2 * floor) & (share > 0.95)
-    passed = np.median(squares[whole] if whole.sum() > 4 else squares, axis=0) / _MEDIAN
-    passed[1:] = passed[1:].mean()
-    # the spectrum is that of the whole picture, gaps included: under the columns the light and its noise are more
-    mean = max(base + grow * _mean_light(light, amplitude, width, there) / unit, 1e-300)
-    return _Noise(level, base / mean, grow / unit / mean, passed, jitter)
-
-
-def _mean_light(light: Floats, amplitude: Floats, width: Floats, there: Truths) -> float:
-    """Mean of the image in terms of the light under the columns: their background plus all of their own."""
-    return float(np.mean(light - 0.5 * amplitude) + (amplitude * 2 * np.pi * width**2).sum() / there.sum())
+    jitter, calm = _jitter(residual, slope, strength, there, fit, rng)
+    for _ in range(2):
+        white = fit(np.where(there, rng.normal(size=residual.shape) * np.sqrt(strength), 0.0))[1]
+        expected = power_under(strength, there, position, width, PATCH, 1)
+        kept = power_under(white, there, position, width, PATCH) / np.maximum(expected, 1e-300)  # nothing under a column in a hole
+        power = power_under(calm, there, position, width, PATCH) / np.clip(kept, 0.2, None)
+        base, grow = nnls(np.column_stack([np.ones(len(light)), light / unit]), np.minimum(power, 8 * np.median(power)))[0]
+        strength = np.maximum(base + grow * np.maximum(model, 0.0) / unit, 1e-3 * max(base + grow, 1e-300))
+        mean = float(strength[there].mean())
+        jitter, calm = _jitter(residual, slope, strength, there, fit, rng)
+        strength /= mean
+    level, blur = _spectrum(calm, white, float(width.mean()))
+    if jitter and blur < _SHARP:
+        # rows that jitter leave some light even when their shifts are taken off, and that is not white: least where the image is flat
+        flat = there & (slope**2 <= np.median(slope[there] ** 2))
+        level, blur = float((calm[flat] ** 2).mean() / (white[flat] ** 2).mean()), 0.0
+    passed = float(width.mean()) ** 2 / (float(width.mean()) ** 2 + blur**2)  # of the noise through a filter, by a profile
+    return _Noise(level, base / mean, grow / unit / mean, np.array([passed, passed**2, passed**2]), jitter)
 
 
 class _Refit:
@@ -150,26 +147,37 @@ class _Refit:
         return steps, np.where(self.there, noise - model, 0.0)
 
 
-def _jitter(residual: Floats, slope: Floats, there: Truths, fit: _Refit, rng: np.random.Generator) -> tuple[float, Floats]:
-    """Standard deviation of the sideways shifts of the rows of the scan, pixels, and the residual without them."""
+def _jitter(
+    residual: Floats, slope: Floats, strength: Floats, there: Truths, fit: _Refit, rng: np.random.Generator
+) -> tuple[float, Floats]:
+    """Sideways shifts of the rows of the scan and the residual without them.
+
+    The standard deviation (pixels) is that of independent rows which would move columns as much: rows
+    that a filter has mixed move them further than each row's own shift tells.
+    """
     power = (slope**2).sum(axis=1)
     rows = power > 0.2 * np.median(power)
 
     def shifts(field: Floats) -> Floats:
         return np.where(rows, (slope * field).sum(axis=1) / np.maximum(power, 1e-300), 0.0)
 
+    def neighbours(v: Floats) -> float:
+        both = rows[1:] & rows[:-1]
+        return float((v[1:] * v[:-1])[both].mean() / max(float((v[rows] ** 2).mean()), 1e-300))
+
     found = shifts(residual)
     unit = rng.normal(size=len(found))
     left = shifts(fit(np.where(there, slope * unit[:, None], 0.0))[1])
-    kept = float((left[rows] ** 2).mean() / (unit[rows] ** 2).mean())
+    kept = max(float((left[rows] ** 2).mean() / (unit[rows] ** 2).mean()), 0.1)
+    found = np.clip(found, *(np.array([-3.0, 3.0]) * np.sqrt(np.median(found[rows] ** 2) / 0.455)))
     calm = residual - slope * found[:, None]
-    noise = float((calm[there] ** 2).mean())
-    chance = noise / power[rows]
-    variance = (np.minimum(found[rows] ** 2, 9 * np.median(found[rows] ** 2)) - chance).mean() / max(kept, 0.1)
-    error = float(np.sqrt(2 / rows.sum()) * chance.mean() / max(kept, 0.1))
-    if variance < 3 * error:
+    scale = float((calm[there] ** 2 / strength[there]).mean())
+    chance = scale * ((slope**2 * strength).sum(axis=1)[rows] / power[rows] ** 2).mean()
+    variance = (float((found[rows] ** 2).mean()) - chance) / kept
+    if variance < 0.5 * chance + 4 * np.sqrt(2 / rows.sum()) * chance / kept:
         return 0.0, residual
-    return float(np.sqrt(variance)), calm
+    together = float(np.clip(neighbours(found) - neighbours(left), 0.0, 0.95))
+    return float(np.sqrt(variance * (1 + 2 * sum(together ** (k * k) for k in range(1, 7))))), calm
 
 
 def _spectrum(residual: Floats, white_left: Floats, width: float) -> tuple[float, float]:
@@ -195,9 +203,8 @@ def _spectrum(residual: Floats, white_left: Floats, width: float) -> tuple[float
     density = np.log(np.maximum(seen[near] / np.maximum(left[near], 1e-300), 1e-300))
     weight = np.sqrt(count[near])
     slope, level = np.polyfit(k[near] ** 2, density, 1, w=weight)
-    slope = min(slope, 0.0)
-    if slope == 0.0:
-        level = float(np.average(density, weights=weight**2))
+    if slope >= 0.0:  # white
+        slope, level = 0.0, float(np.average(density, weights=weight**2))
     return float(np.exp(level)), float(np.sqrt(-slope) / (2 * np.pi))
 
 
@@ -235,5 +242,7 @@ def _inverse_diagonal(
         matrix = matrix / scale[:, :, None] / scale[:, None, :] + _RIDGE * np.eye(size)
         inverse = np.linalg.inv(matrix)
         found = np.diagonal(inverse, axis1=1, axis2=2)[:, :3]
-        out[rows] = np.where((found > 0) & (found < 1 / _RIDGE), found, 1 / _RIDGE) / scale[:, :3] ** 2
-    return out
+        out[rows] = np.where((found > 0) & (found < 1 / _RIDGE), found, np.nan) / scale[:, :3] ** 2
+    # too many neighbours cut off for a few columns: as the other ones
+    typical = np.nanquantile(out, 0.75, axis=0) if np.isfinite(out).all(axis=1).any() else np.full(3, 1 / _RIDGE)
+    return np.where(np.isfinite(out), out, typical)

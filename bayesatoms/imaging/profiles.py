@@ -148,10 +148,10 @@ def add_linear(image: Floats, position: Floats, width: Floats, coefficients: Flo
 
 
 @njit(nogil=True, cache=True)
-def power_under(residual: Floats, there: Truths, position: Floats, width: Floats, patch: float) -> Floats:
-    """Mean squared residual under each column, weighted with its profile."""
+def power_under(residual: Floats, there: Truths, position: Floats, width: Floats, patch: float, power: int = 2) -> Floats:
+    """Mean of a power of a field under each column, weighted with its profile; of the square by default."""
     n = len(position)
-    power, weight = np.zeros(n), np.zeros(n)
+    total, weight = np.zeros(n), np.zeros(n)
     for i in range(n):
         s = width[i]
         x0, x1, y0, y1 = _box(position[i, 0], position[i, 1], patch * s, residual.shape)
@@ -159,6 +159,6 @@ def power_under(residual: Floats, there: Truths, position: Floats, width: Floats
             for column in range(x0, x1 + 1):
                 if there[row, column]:
                     g = np.exp(-0.5 * (((column - position[i, 0]) / s) ** 2 + ((row - position[i, 1]) / s) ** 2))
-                    power[i] += g * residual[row, column] ** 2
+                    total[i] += g * residual[row, column] ** power
                     weight[i] += g
-    return power / np.maximum(weight, 1e-12)
+    return total / np.maximum(weight, 1e-12)
