@@ -28,6 +28,7 @@ _PUBLIC = {
     "emulate": "inference.posterior",
     "CalibratedDistance": "inference.likelihood",
     "IndependentDistance": "inference.likelihood",
+    "label_sensitivity": "inference.sensitivity",
     "compare": "inference.comparison",
     "Candidate": "phases.candidates",
     "phase_diagram": "phases.diagram",

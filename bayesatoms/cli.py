@@ -51,6 +51,39 @@ def run(
     _run(study.read(study_file), out, workers, quiet, reuse)
 
 
+@app.command()
+def observe(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Micrographs: tiff, png, dm4, emd, hdf5, npy, sxm, ...")],
+    species: Annotated[str, typer.Option(help="All species, such as Mo,Re.")],
+    bright: Annotated[str, typer.Option(help="The brightest species, or all from the brightest to the dimmest.")],
+    a: Annotated[float, typer.Option(help="Nearest-neighbour distance of the lattice, nm.")],
+    lattice: Annotated[str, typer.Option(help="triangular, square or honeycomb.")] = "triangular",
+    out: Annotated[Path, typer.Option(help="Folder; made if need be.")] = Path(),
+    sublattice: Annotated[int, typer.Option(min=0, help="Which kind of column, by brightness from 0.")] = 0,
+    pixel_size: Annotated[float | None, typer.Option(help="nm; instead of the header's.")] = None,
+    contrast: Annotated[str | None, typer.Option(help="Ratio of a level to the next brighter one, 0.3,0.7; or Mo=42,Re=75.")] = None,
+    roi: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels, or the corners of a polygon, or a mask picture.")] = None,
+    mask: Annotated[str | None, typer.Option(help="What to leave out: a mask picture, or corners as for --roi.")] = None,
+    vacancy: Annotated[str | None, typer.Option(help="The species that is a missing atom.")] = None,
+    frame: Annotated[str | None, typer.Option(help="Which frame of a series, from 0, or mean; all by default.")] = None,
+    channel: Annotated[str | None, typer.Option(help="Which data set of the file.")] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Atoms are dark.")] = False,
+    tails: Annotated[bool, typer.Option("--tails", help="Correct for the probe's tails on neighbouring columns.")] = False,
+    hard: Annotated[bool, typer.Option("--hard", help="Hard labels for the figures of N and composition.")] = False,
+) -> None:
+    """Read micrographs: labelled sites as tables, pictures to check them by, and what to know about them."""
+    from . import readings
+
+    given = readings.Options(
+        lattice, a, species, bright, sublattice=sublattice, pixel_size=pixel_size, contrast=contrast, roi=roi, mask=mask,
+        vacancy=vacancy, frame=frame, channel=channel, invert=invert, tails=tails, soft=not hard,
+    )  # fmt: skip
+    found = readings.read(images, given)
+    for micrograph in found:
+        typer.echo("\n".join(readings.reading_lines(micrograph)))
+    typer.echo(f"Written to {out}: {', '.join(path.name for m in found for path in readings.write_reading(m, out))}")
+
+
 def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) -> None:
     from .progress import Bars
     from .reporting.report import write_report
@@ -66,8 +99,9 @@ def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) 
         bars.close()
     title = plan.file.study.name
     path = write_report(
-        results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled, title=title
-    )
+        results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled,
+        readings=plan.readings, sensitivity=results.sensitivity, title=title,
+    )  # fmt: skip
     typer.echo(str(results.comparison))
     typer.echo(f"Report: {path}")
     failed = {name: check.why for name, check in results.checks.items() if not check.ok}

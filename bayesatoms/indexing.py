@@ -76,7 +76,9 @@ class Indexing:
     goodness: float
 
 
-def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: ArrayLike | None = None) -> Indexing:
+def index_positions(
+    positions: ArrayLike, lattice: Lattice, *, sublattice_hint: ArrayLike | None = None, vectors: ArrayLike | None = None
+) -> Indexing:
     """Give 2-D positions their lattice indices, through drift, shear, holes and missing atoms.
 
     Parameters
@@ -87,6 +89,9 @@ def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: 
         Its shape guides the search; its scale does not matter.
     sublattice_hint : array_like of int, shape (n,), optional
         Basis index of a position where known, else -1.
+    vectors : array_like, shape (2, 2), optional
+        Mean lattice vectors as rows, in the unit of the positions, where they are known: however many sites
+        are empty then, the lattice is not looked for in the positions.
 
     Returns
     -------
@@ -108,9 +113,10 @@ def index_positions(positions: ArrayLike, lattice: Lattice, *, sublattice_hint: 
     """
     ideal = _ideal(lattice)
     points, hint = _checked(positions, ideal, sublattice_hint)
-    scale = float(np.sqrt(_area_per_site(points) / ideal.area_per_site))
-    best = None
-    for mean in _mean_lattices(points / scale, ideal):
+    known = None if vectors is None else np.linalg.solve(ideal.cell, np.asarray(vectors, dtype=float))
+    area = _area_per_site(points) / ideal.area_per_site if known is None else abs(np.linalg.det(known))
+    scale, best = float(np.sqrt(area)), None
+    for mean in _mean_lattices(points / scale, ideal) if known is None else [known / scale]:
         growth = _Growth(points / scale, ideal, mean, hint).run()
         best = growth if best is None or growth.agreeing > best.agreeing else best
         if best.agreeing > 0.8:  # the other candidates are for crystals behind many defects

@@ -198,7 +198,10 @@ class Observation:
             The file's stem by default.
         probabilities : str, optional
             For soft labels: what the columns with the probability of each species begin with, such as "p_"
-            for p_Mo and p_Re (so they are called in exported tables).
+            for p_Mo and p_Re (so they are called in exported tables). A label corrected by hand wins over them: it
+            is taken as certain where it differs from that in the column `species_read` (the exported label, if there
+            is such a column) or else from the most probable species, and where there are no probabilities. How many
+            is stored in :attr:`source` as `labels_by_hand`.
         **keywords
             As for :meth:`from_configuration`.
 
@@ -247,7 +250,11 @@ class Observation:
         }
         keywords = {"name": name or path.stem, "source": source, "positions": xy[indexing.kept][order], **keywords}
         if soft:
-            keywords["probabilities"] = _numbers(path, rows, soft)[indexing.kept][order]
+            read = [r.get(f"{wanted['species']}_read") or None for r in rows]
+            p, by_hand = _corrected(_numbers(path, rows, soft, empty=True), [r[wanted["species"]] for r in rows], read, species)
+            keywords["probabilities"] = p[indexing.kept][order]
+            if by_hand.any():
+                keywords["source"] = {**keywords["source"], "labels_by_hand": int(by_hand.sum())}
         return cls.from_configuration(configuration, **keywords)
 
     # ------------------------------------------------------------------ what it says
@@ -324,10 +331,24 @@ def _soft_counts(
     return tally(environments, rows, np.arange(len(p))[None], p)[0]
 
 
-def _numbers(path: Path, rows: list[dict[str, str]], columns: Sequence[str]) -> NDArray[np.float64]:
-    """Columns of a table as numbers, (rows, columns)."""
+def _corrected(
+    p: NDArray[np.float64], given: Sequence[str], read: Sequence[str | None], species: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Probabilities (n, k) in which labels given by hand are certain, and which those are."""
+    labels, rows = np.array([list(species).index(s) for s in given], dtype=np.int64), np.arange(len(p))
+    known = np.isfinite(p).all(axis=1)
+    filled = np.where(known[:, None], p, 0.0)
+    best = filled[rows, labels] >= filled.max(axis=1) - 1e-9
+    same = np.array([best[i] if r is None else r == given[i] for i, r in enumerate(read)], dtype=bool)
+    by_hand = ~(known & same)
+    return np.where(by_hand[:, None], np.eye(len(species))[labels], filled), by_hand
+
+
+def _numbers(path: Path, rows: list[dict[str, str]], columns: Sequence[str], empty: bool = False) -> NDArray[np.float64]:
+    """Columns of a table as numbers, (rows, columns); what is empty is nan if that may be."""
     try:
-        return np.array([[float(r[c]) for c in columns] for r in rows], dtype=float).reshape(-1, len(columns))
+        found = [[np.nan if empty and not r[c].strip() else float(r[c]) for c in columns] for r in rows]
+        return np.array(found, dtype=float).reshape(-1, len(columns))
     except ValueError as error:
         names = ", ".join(map(repr, columns))
         raise InputError(f"{path}: columns {names} hold something that is no number ({error})") from None

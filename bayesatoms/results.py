@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,19 +18,25 @@ import numpy as np
 
 from .configuration import UNSEEN
 from .errors import InputError
+from .files import write
 from .observation import Observation
+from .readings import finite, reading_summary, write_pictures, write_tables
 from .study import Study
 
 if TYPE_CHECKING:
+    from .imaging.micrograph import Micrograph
     from .inference.comparison import Comparison
     from .inference.posterior import Check, Result
+    from .inference.sensitivity import Sensitivity
     from .phases.diagram import PhaseDiagram
     from .progress import Progress
+
+_SHIFT = 3.0  # of the log odds of the brighter species: labels of a probability between 0.05 and 0.95 change
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a run found, as written to its folder."""
+    """What a run found, as written to its folder; `sensitivity` is to thresholds moved in images of pixels."""
 
     study: Study
     result: Result
@@ -39,6 +44,7 @@ class Results:
     diagram: PhaseDiagram | None
     relabelled: Mapping[str, Result]
     timing: Mapping[str, float]
+    sensitivity: Sensitivity | None = None
 
     @property
     def checks(self) -> dict[str, Check]:
@@ -51,9 +57,7 @@ class Results:
         return all(c.ok for c in self.checks.values())
 
 
-def run(
-    study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None, reuse: str | Path | None = None
-) -> Results:
+def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None, reuse: str | Path | None = None) -> Results:
     """Run a study into a results folder: posteriors, comparison, phase map, tables and summary.json.
 
     Parameters
@@ -73,6 +77,7 @@ def run(
     from .inference.campaign import Settings, check_inputs
     from .inference.comparison import compare
     from .inference.posterior import infer
+    from .inference.sensitivity import label_sensitivity
     from .montecarlo.pool import Pool
     from .phases.candidates import Candidate
     from .phases.diagram import phase_diagram
@@ -96,6 +101,10 @@ def run(
     relabelled = {name: infer(study.models, images, pool=pool, reuse=result, **common) for name, images in study.relabelled.items()}
     if relabelled:
         timing["labellings"] = time.perf_counter() - clock
+    clock, moved = time.perf_counter(), _thresholds(study)
+    sensitivity = label_sensitivity(result, moved) if moved else None
+    if sensitivity is not None:
+        timing["sensitivity"] = time.perf_counter() - clock
     diagram, clock = None, time.perf_counter()
     if study.file.phases.run and len(study.models[0].species) == 2:
         section = study.file.phases
@@ -108,9 +117,25 @@ def run(
             seed=study.file.study.seed, workers=workers, progress=progress,
         )  # fmt: skip
         timing["phases"] = time.perf_counter() - clock
-    results = Results(study, result, comparison, diagram, relabelled, timing)
+    results = Results(study, result, comparison, diagram, relabelled, timing, sensitivity)
     _save(results, out)
     return results
+
+
+def _thresholds(study: Study) -> dict[str, list[Observation]]:
+    """The images of pixels with every threshold moved down or up as far as their intensities may allow; none that loses a species."""
+    if not study.readings:
+        return {}
+    from .imaging.species import relabelled
+
+    shifts = {"thresholds lowered": _SHIFT, "thresholds raised": -_SHIFT}
+    found: dict[str, list[Observation]] = {name: [] for name in shifts}
+    for m in study.readings.values():
+        for name, shift in shifts.items():
+            labels = relabelled(m.labels, shift)
+            if set(labels.tolist()) == set(m.labels.labels.tolist()):
+                found[name].append(m.relabelled(labels))
+    return {name: images for name, images in found.items() if images}
 
 
 def _make(out: Path) -> None:
@@ -118,16 +143,6 @@ def _make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"results folder {out} cannot be made ({error.strerror}); choose another --out") from None
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save(results: Results, out: Path) -> None:
@@ -144,29 +159,28 @@ def _save(results: Results, out: Path) -> None:
     for o in results.study.observations:
         if o.configuration is not None:
             (out / "sites").mkdir(exist_ok=True)
-            kept.add(out / "sites" / f"{o.name}.csv")
-            write(out / "sites" / f"{o.name}.csv", sites_table(o))
+            m = results.study.readings.get(o.name)
+            place = out / "sites" / f"{o.name}.csv"
+            kept |= {write(place, sites_table(o))} if m is None else {*write_tables(m, place.with_suffix(""))}
+    for name, m in results.study.readings.items():
+        (out / "overlays").mkdir(exist_ok=True)
+        kept |= {*write_pictures(m, out / "overlays" / f"{name}.png", out / "overlays" / f"{name}_report.png")}
     if results.diagram is not None:
         kept.add(results.diagram.save(out / "phases.nc"))
-    for stale in {*out.glob("models/*.nc"), *out.glob("sites/*.csv"), *out.glob("phases.nc")} - kept:
+    patterns = ("models/*.nc", "sites/*.csv", "sites/*.nc", "sites/*.extxyz", "overlays/*.png", "phases.nc")
+    for stale in {path for pattern in patterns for path in out.glob(pattern)} - kept:
         stale.unlink()  # of an earlier study in this folder: it would pass for a result of this one
     if results.result.simulated is not None:
         write(out / FILE, results.result.simulated.save())
     write(out / "study.toml", results.study.text)
-    write(out / "summary.json", json.dumps(_finite(summary(results)), indent=1, sort_keys=True, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is not finite: JSON has no word for it."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    write(out / "summary.json", json.dumps(finite(summary(results)), indent=1, sort_keys=True, allow_nan=False))
 
 
 def sites_table(observation: Observation) -> str:
-    """The labelled sites as CSV: lattice indices, position, species, soft labels as p_<species>; a valid input of `from_table`."""
+    """The labelled sites as CSV: lattice indices, position, species, soft labels as p_<species>; a valid input of `from_table`.
+
+    Beside soft labels the species stands once more as `species_read`, so that labels corrected by hand are known.
+    """
     c = observation.configuration
     assert c is not None
     seen = c.flat != UNSEEN
@@ -175,10 +189,10 @@ def sites_table(observation: Observation) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     soft = np.zeros((len(sites), 0)) if observation.probabilities is None else observation.probabilities
-    names = [f"p_{s}" for s in c.species][: soft.shape[1]]
+    names = [*(f"p_{s}" for s in c.species), "species_read"] if soft.shape[1] else []
     table.writerow([*(f"n{a + 1}" for a in range(c.lattice.dimension)), "basis", "x", "y", "species", *names])
     for site, place, label, p in zip(sites, places, c.flat[seen], soft.tolist(), strict=True):
-        table.writerow([*site.tolist(), *(f"{v:.4f}" for v in place), c.species[label], *p])
+        table.writerow([*site.tolist(), *(f"{v:.4f}" for v in place), c.species[label], *p, *([c.species[label]] if p else [])])
     return text.getvalue()
 
 
@@ -195,7 +209,7 @@ def summary(results: Results) -> dict[str, Any]:
         "timing": {k: round(v, 2) for k, v in results.timing.items()},
         "simulation": dict(result.simulation),
         "statistic": {"names": list(result.statistic.names), "dropped": list(result.statistic.dropped), "hash": result.statistic.hash},
-        "images": {o.name: _image_summary(o) for o in result.observations},
+        "images": {o.name: _image_summary(o, results.study.readings.get(o.name)) for o in result.observations},
         "models": {name: _model_summary(result, comparison, name) for name in result.fits},
         "comparison": {
             "order": list(comparison.order),
@@ -208,6 +222,7 @@ def summary(results: Results) -> dict[str, Any]:
             "weights": {str(s): {n: r.weight[s] for n, r in comparison.rows.items()} for s in next(iter(comparison.rows.values())).weight},
         },
         "labellings": {label: {n: _couplings(r, n, r.likelihood) for n in r.fits} for label, r in results.relabelled.items()},
+        "sensitivity": _sensitivity(results.sensitivity),
         "notes": [*results.result.notes, *(f"{label}: {note}" for label, r in results.relabelled.items() for note in r.notes)],
         "calibration": None,
         "phases": None if results.diagram is None else results.diagram.summary(),
@@ -216,21 +231,37 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
-def _image_summary(o: Observation) -> dict[str, Any]:
+def _image_summary(o: Observation, reading: Micrograph | None = None) -> dict[str, Any]:
     e = o.environments
+    read = {} if reading is None else reading_summary(reading)
     return {
-        "sites": o.n if o.configuration is None else o.configuration.n_seen,
+        **{k: v for k, v in read.items() if k != "source"},
+        "sites": read["sites"] if read else o.n if o.configuration is None else o.configuration.n_seen,
         "environments": o.n,
         "composition": {
             s: {"mean": float(m), "sd": float(d)} for s, m, d in zip(e.species, o.true_composition, o.composition_sd, strict=True)
         },
         "histogram": {name: c.item() for name, c in zip(e.names, o.counts, strict=True)},
-        "label_error": o.label_error.tolist(),
+        "label_error": read.get("label_error", o.label_error.tolist()),
         "labels": "hard" if o.probabilities is None else "soft",
         "uncertain_sites": o.uncertain,
         "window": "assumed block" if o.configuration is None else "seen sites",
         "temperature_K": o.temperature,
     }
+
+
+def _sensitivity(found: Sensitivity | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    rows = [
+        {
+            "labelling": r.labelling, "model": r.model, "coupling": r.coupling, "shift": r.shift, "method": r.method,
+            **({"mean": None, "sd": None, "q025": None, "q975": None} if (e := r.estimate) is None else
+               {"mean": e.mean, "sd": e.sd, "q025": e.low, "q975": e.high}),
+        }
+        for r in found.rows
+    ]  # fmt: skip
+    return {"rows": rows, "sensitive": [" ".join(key) for key in found.sensitive], "sentences": found.sentences()}
 
 
 def _couplings(result: Result, name: str, kind: str) -> dict[str, Any]:

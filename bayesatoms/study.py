@@ -10,9 +10,9 @@ import hashlib
 import io
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -21,6 +21,9 @@ from .environments import Environments
 from .errors import InputError
 from .lattice import Lattice
 from .observation import Observation
+
+if TYPE_CHECKING:
+    from .imaging.micrograph import Micrograph
 
 _FILE_NAME = r"^[^./\\:*?\"<>|][^/\\:*?\"<>|]*$"
 
@@ -46,9 +49,23 @@ class LatticeSection(_Section):
 
 
 class ImageSection(_Section):
-    """[[image]]: `counts` (a list, or a CSV file with `column`) or `table` (a CSV of labelled positions)."""
+    """[[image]]: `path` (pixels), `table` (labelled positions) or `counts` (a list, or a CSV file with `column`)."""
 
     name: str | None = Field(default=None, pattern=_FILE_NAME)
+    path: str | list[str] | None = None
+    bright: str | list[str] | None = None
+    contrast: list[float] | dict[str, float] | None = None
+    sublattice: int = Field(default=0, ge=0)
+    vacancy: str | None = None
+    roi: str | list[list[float]] | list[list[list[float]]] | None = None
+    mask: str | list[list[float]] | list[list[list[float]]] | None = None
+    pixel_size_nm: float | None = Field(default=None, gt=0)
+    frame: int | Literal["mean"] | None = None
+    channel: str | int | None = None
+    invert: bool = False
+    tails: bool = False
+    soft: bool = True
+    atoms: int = Field(default=1, ge=1)
     counts: list[float] | str | None = None
     column: str | None = None
     sites: int | None = None
@@ -60,6 +77,18 @@ class ImageSection(_Section):
     probabilities: str | None = None
     label_error: list[list[float]] | None = None
     temperature_K: float | None = Field(default=None, gt=0)
+
+
+# what an image's section may hold beside `path`, `counts` or `table`, and beside the keys of all
+_BESIDE = {
+    "path": (
+        *("bright", "contrast", "sublattice", "vacancy", "roi", "mask", "pixel_size_nm", "frame", "channel", "invert", "tails", "soft"),
+        *("atoms", "relabel"),
+    ),
+    "counts": ("column", "sites", "label_error"),
+    "table": ("columns", "keep", "probabilities", "label_error", "relabel"),
+}
+_ALWAYS = ("name", "species", "temperature_K")
 
 
 class InferSection(_Section):
@@ -113,7 +142,7 @@ class StudyFile(_Section):
 class Study:
     """A study that has been read: models, observations (and the same under other labellings), settings.
 
-    `text` is the file as it was.
+    `text` is the file as it was, `readings` what the images of pixels showed, by the names of their observations.
     """
 
     file: StudyFile
@@ -121,6 +150,7 @@ class Study:
     catalogue: catalogue.Catalogue
     observations: tuple[Observation, ...]
     relabelled: Mapping[str, tuple[Observation, ...]]
+    readings: Mapping[str, Micrograph] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple:
@@ -158,21 +188,35 @@ def parse(text: str, path: str | Path = "study.toml") -> Study:
         raise InputError(f"{path}: {_explain(error)}") from None
     if file.infer.reuse is not None:
         file.infer.reuse = str(path.parent / file.infer.reuse)
-    found = catalogue.load(_models_path(file.study.models, path))
-    _check_models(file, found, path)
-    if not file.image and not found.data:
-        raise InputError(f"{path}: no [[image]] and no DATA in {found.path.name}: nothing to infer from; add an image with counts or table")
+    catalogued = catalogue.load(_models_path(file.study.models, path))
+    _check_models(file, catalogued, path)
+    if not file.image and not catalogued.data:
+        raise InputError(
+            f"{path}: no [[image]] and no DATA in {catalogued.path.name}: nothing to infer from; add an image with path, table or counts"
+        )
     if not file.image:
-        return Study(file, text, found, found.data, {})
-    lattice, species = found.models[0].lattice, found.models[0].species
+        return Study(file, text, catalogued, catalogued.data, {})
+    lattice, species = catalogued.models[0].lattice, catalogued.models[0].species
     environments = Environments(lattice, species, file.infer.shells, file.infer.symmetry)
-    images = [_image(i, number, path, environments, None) for number, i in enumerate(file.image)]
-    labellings = dict.fromkeys(name for i in file.image for name in i.relabel)
-    relabelled = {
-        name: tuple(_image(i, n, path, environments, i.relabel[name]) if name in i.relabel else images[n] for n, i in enumerate(file.image))
-        for name in labellings
-    }
-    return Study(file, text, found, tuple(images), relabelled)
+    places = [f"{path}, image {section.name or number + 1}" for number, section in enumerate(file.image)]
+    kinds = [_kind(section, where, species) for section, where in zip(file.image, places, strict=True)]
+    readings: dict[str, Micrograph] = {}
+    images: list[Observation] = []
+    labellings = dict.fromkeys(name for section in file.image for name in section.relabel)
+    relabelled: dict[str, list[Observation]] = {name: [] for name in labellings}
+    for number, (section, where, kind) in enumerate(zip(file.image, places, kinds, strict=True)):
+        if kind == "path":
+            found = _micrographs(section, path, environments, where)
+            given = [m.observation for m in found]
+            readings |= {o.name: m for o, m in zip(given, found, strict=True)}
+            other = {name: [_matched(found, path, columns, where)] for name, columns in section.relabel.items()}
+        else:
+            given = [_image(section, number, path, environments, None, where)]
+            other = {name: [_image(section, number, path, environments, r, where)] for name, r in section.relabel.items()}
+        images += given
+        for name in labellings:
+            relabelled[name] += other.get(name, given)
+    return Study(file, text, catalogued, tuple(images), {name: tuple(o) for name, o in relabelled.items()}, readings)
 
 
 def _models_path(models: str, path: Path) -> str:
@@ -193,13 +237,69 @@ def _check_models(file: StudyFile, found: catalogue.Catalogue, path: Path) -> No
         )
 
 
-def _image(section: ImageSection, number: int, path: Path, environments: Environments, relabel: Mapping[str, str] | None) -> Observation:
-    where = f"{path}, image {section.name or number + 1}"
-    if (section.counts is None) == (section.table is None):
-        raise InputError(f"{where}: give either counts or table; found {'both' if section.counts is not None else 'neither'}")
-    species = environments.species
+def _kind(section: ImageSection, where: str, species: tuple[str, ...]) -> str:
+    """Which of path, table and counts an image has; InputError if not one, or if there are keys that do not belong to it."""
+    kinds = [kind for kind in _BESIDE if getattr(section, kind) is not None]
+    if len(kinds) != 1:
+        raise InputError(f"{where}: give one of path (an image), table and counts; found {' and '.join(kinds) or 'none of them'}")
+    kind = kinds[0]
+    for key in sorted(section.model_fields_set - {kind, *_BESIDE[kind], *_ALWAYS}):
+        fits = " or ".join(k for k, keys in _BESIDE.items() if key in keys)
+        raise InputError(f"{where}: key {key} needs {fits}, but the image is given by {kind}; leave it out")
     if section.species is not None and tuple(section.species) != species:
         raise InputError(f"{where}: species {', '.join(section.species)}; the models have {', '.join(species)}, in this order")
+    if kind == "path" and section.bright is None:
+        raise InputError(f"{where}: key bright is missing; expected the species of the brightest columns, one of {', '.join(species)}")
+    return kind
+
+
+def _micrographs(section: ImageSection, path: Path, environments: Environments, where: str) -> list[Micrograph]:
+    """The images of a section, read from pixels to species: one, or several frames or files of one sample."""
+    from .imaging.micrograph import analyse
+    from .imaging.read import read_images
+
+    contrast = section.contrast
+    if isinstance(contrast, list) and len(contrast) != 2:
+        raise InputError(f"{where}: contrast = {contrast}; expected [low, high], or the atomic number of each species")
+    frames = section.frame if section.frame in (None, "mean") else [section.frame]
+    files = [path.parent / p for p in ([section.path] if isinstance(section.path, str) else section.path or ())]
+    try:
+        pictures = read_images(files, pixel_size=section.pixel_size_nm, frames=frames, channel=section.channel)
+        names = [p.name for p in pictures]
+        if section.name is not None:
+            names = [section.name] if len(names) == 1 else [f"{section.name}_{n + 1}" for n in range(len(names))]
+        return [
+            analyse(
+                picture, environments.lattice, environments.species, bright=section.bright, name=name, environments=environments,
+                contrast=tuple(contrast) if isinstance(contrast, list) else contrast, sublattice=section.sublattice,
+                vacancy=section.vacancy, roi=section.roi, mask=section.mask, tails=section.tails, invert=section.invert,
+                soft=section.soft, atoms=section.atoms, temperature=section.temperature_K, folder=path.parent,
+            )
+            for picture, name in zip(pictures, names, strict=True)
+        ]  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _matched(micrographs: list[Micrograph], path: Path, columns: Mapping[str, str], where: str) -> Observation:
+    """An image of pixels under the labels of a table."""
+    from .imaging.matching import match_table
+
+    if len(micrographs) != 1:
+        raise InputError(f"{where}: relabel for {len(micrographs)} images at once; expected one: give each an [[image]] of its own")
+    if "table" not in columns:
+        raise InputError(f"{where}: relabel without table; expected the table with the other labels, its positions in pixels of the image")
+    try:
+        return match_table(micrographs[0], path.parent / columns["table"], {k: v for k, v in columns.items() if k != "table"})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _image(
+    section: ImageSection, number: int, path: Path, environments: Environments, relabel: Mapping[str, str] | None, where: str
+) -> Observation:
+    """The observation of a table or of counts."""
+    species = environments.species
     keywords: dict[str, Any] = {"label_error": section.label_error, "temperature": section.temperature_K}
     if section.name is not None:
         keywords["name"] = section.name
@@ -218,10 +318,6 @@ def _image(section: ImageSection, number: int, path: Path, environments: Environ
             environments=environments,
             **keywords,
         )
-    if section.probabilities is not None:
-        raise InputError(f"{where}: probabilities need a table; counts carry none")
-    if relabel is not None:
-        raise InputError(f"{where}: relabel needs a table; counts carry no labels to exchange")
     counts, source = section.counts, {}
     if isinstance(counts, str):
         counts, source = _counts_file(path.parent / counts, section.column, where)

@@ -21,14 +21,14 @@ PACKAGE = Path(bayesatoms.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (  # lowest first
-    {"errors", "units", "progress"},
+    {"errors", "units", "progress", "files"},
     {"lattice", "tables"},
     {"hamiltonian", "environments", "configuration", "window", "response", "indexing"},
     {"observation", "catalogue"},
     {"montecarlo", "imaging"},  # theory and experiment: they meet in inference and never import each other
     {"inference"},
     {"phases"},
-    {"plots", "study", "results"},
+    {"plots", "study", "readings", "results"},
     {"reporting"},
     {"cli"},
     {"__main__"},
@@ -43,6 +43,8 @@ BESIDE = {
     ("window", "response"),
     ("catalogue", "observation"),
     ("results", "study"),
+    ("readings", "plots"),
+    ("results", "readings"),
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("jax", "numba", "numpyro", "matplotlib.pyplot", "scipy", "xarray")

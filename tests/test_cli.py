@@ -57,8 +57,11 @@ BAD = {
         HEAD + '[[image]]\ntable = "sites.csv"\nspecies = ["Mo", "Re", "W"]\n',
         r"species Mo, Re, W; the models have Mo, Re",
     ),
-    "counts and table": (HEAD + '[[image]]\ntable = "sites.csv"\ncounts = "counts.csv"\n', r"give either counts or table; found both"),
-    "neither": (HEAD + "[[image]]\n", r"give either counts or table; found neither"),
+    "counts and table": (
+        HEAD + '[[image]]\ntable = "sites.csv"\ncounts = "counts.csv"\n',
+        r"give one of path .*, table and counts; found counts and table",
+    ),
+    "neither": (HEAD + "[[image]]\n", r"give one of path .*; found none of them"),
     "too few counts": (HEAD + "[[image]]\ncounts = [1, 2]\n", r"2 counts given; expected 26"),
     "sum": (HEAD + '[[image]]\ncounts = "counts.csv"\ncolumn = "re05"\nsites = 465\n', r"the counts sum to 464; expected 465"),
     "negative count": (HEAD + f"[[image]]\ncounts = {[-1, *COUNTS[1:]]}\n", r"count -1 of class Mo\|0Re"),
@@ -72,7 +75,10 @@ BAD = {
     "no image": (HEAD.replace("mos2_res2", "random.py"), r"no \[\[image\]\] and no DATA"),
     "other lattice": (HEAD + '[lattice]\nname = "square"\na_nm = 0.3\n', r"\[lattice\] is square"),
     "unknown model": (HEAD.replace('"s"', '"s"\ninclude = ["P9"]'), r"model 'P9' is not in mos2_res2.py; it has R, P1, P2, M"),
-    "relabel counts": (HEAD + f'[[image]]\ncounts = {COUNTS}\nrelabel = {{a = {{species = "b"}}}}\n', r"relabel needs a table"),
+    "relabel counts": (
+        HEAD + f'[[image]]\ncounts = {COUNTS}\nrelabel = {{a = {{species = "b"}}}}\n',
+        r"key relabel needs path or table, but the image is given by counts",
+    ),
 }
 
 

@@ -14,11 +14,16 @@ from conftest import generator
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.figure import Figure
 from numpyro import distributions as dist
+from pictures import disc
 
 from bayesatoms import plots
+from bayesatoms.configuration import Configuration
 from bayesatoms.environments import Environments
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Hamiltonian, Pair
+from bayesatoms.imaging.micrograph import Micrograph, analyse
+from bayesatoms.imaging.render import render
+from bayesatoms.imaging.strain import strain
 from bayesatoms.inference import posterior
 from bayesatoms.inference.campaign import Settings, explore
 from bayesatoms.inference.comparison import compare
@@ -28,7 +33,7 @@ from bayesatoms.observation import Observation
 from bayesatoms.phases.candidates import Candidate
 from bayesatoms.phases.diagram import phase_diagram
 from bayesatoms.plots import fits
-from bayesatoms.plots.style import HATCH
+from bayesatoms.plots.style import HATCH, species_colours
 
 METAL = Lattice.triangular(0.316)
 SPECIES = ("Mo", "Re")
@@ -295,6 +300,81 @@ def test_phase_map_shows_the_medians_and_hatches_what_was_not_simulated():
         assert sum(p.get_hatch() == HATCH for p in ax.patches) == 3
         assert ax.get_yscale() == "log"
     assert "temperature / formation temperature" in words(figure)
+
+
+# ---------------------------------------------------------------------- images of pixels
+
+
+@cache
+def micrograph() -> Micrograph:
+    """A rendered image with a vacant and an uncertain site, and a stray spot."""
+    rng, sites = generator("drawn"), disc(METAL, 12 * 0.316)
+    alloy = Configuration.from_sites(METAL, SPECIES, sites, (rng.random(len(sites)) < 0.4).astype(int))
+    drawn = render(alloy, intensity={"Mo": 0.45, "Re": 1.0}, spacing=12.0, background=0.3, shape=(150, 160), noise=0.05, rng=rng)
+    found = analyse(drawn.image, METAL, SPECIES, bright="Re")
+    p = found.labels.probabilities.copy()
+    p[7] = (0.4, 0.6) if found.labels.labels[7] else (0.6, 0.4)
+    notes, used = found.notes.copy(), found.used.copy()
+    notes[np.flatnonzero(~used)[0]] = "vacant"
+    registration = dataclasses.replace(found.registration, strays=np.array([[70.0, 75.0]]))
+    labels = dataclasses.replace(found.labels, probabilities=p)
+    return dataclasses.replace(found, labels=labels, notes=notes, registration=registration)
+
+
+def test_overlay_marks_every_site_once():
+    m = micrograph()
+    ax = plots.overlay(m).axes[0]
+    circles, doubted = ax.findobj(EllipseCollection)
+    assert np.array_equal(circles.get_offsets(), m.columns.positions[: m.n][m.used])
+    colours = np.array([mpl.colors.to_rgba(c) for c in species_colours(2)])
+    assert np.array_equal(circles.get_edgecolor(), colours[m.labels.labels])
+    assert len(doubted.get_offsets()) == (m.labels.uncertain > 0.05).sum() >= 1
+    marked = sum(len(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "None")
+    assert marked == (m.notes != "").sum() + 1  # the stray
+    legend = {t.get_text() for t in ax.figure.legends[0].get_texts()}
+    assert {f"Mo ({(m.labels.labels == 0).sum()})", "no atom, left out (1)", "spots that are no column (1)"} <= legend
+    o = m.observation
+    assert f"x(Re) = {o.true_composition[1]:.3f} ± {o.composition_sd[1]:.3f}" in words(ax.figure) and f"N = {o.n}" in words(ax.figure)
+
+
+def test_the_scale_bar_of_an_overlay_is_round_and_as_long_as_it_says():
+    m = micrograph()
+    figure = plots.overlay(m)
+    bar = next(line for line in figure.axes[0].lines if line.get_linestyle() == "-").get_xdata()
+    length = (bar[1] - bar[0]) * m.pixel_size
+    assert f"{length:g} nm" in words(figure) and round(length, 9) in (0.5, 1.0, 2.0)
+
+
+def test_intensities_show_the_sites_and_their_mixture():
+    m = micrograph()
+    ax = plots.intensities(m).axes[0]
+    assert sum(p.get_height() for p in ax.patches) == m.used.sum()
+    curves = {line.get_label(): line for line in ax.lines}
+    width = ax.patches[0].get_width()
+    x, y = curves["mixture"].get_data()
+    assert np.trapezoid(y, x) / width == pytest.approx(m.used.sum(), rel=0.05)
+    assert np.allclose(y, curves["Mo"].get_ydata() + curves["Re"].get_ydata())
+    assert curves["threshold"].get_xdata()[0] == m.labels.threshold[0]
+
+
+def test_maps_colour_what_is_known():
+    m = micrograph()
+    hollow, discs = plots.certainty(m).axes[0].findobj(EllipseCollection)
+    assert len(hollow.get_offsets()) == (~m.used).sum() and len(discs.get_offsets()) == m.used.sum()
+    assert discs.get_array().max() == pytest.approx(max(m.labels.uncertain.max(), 1e-3))
+    shown = plots.background(m).axes[0].images[0].get_array()
+    assert np.array_equal(shown, m.columns.ground)
+    figure = plots.strain(m)
+    assert titles(figure)[1:] == ["e_xx", "e_yy", "e_xy", "rotation", "larger principal strain and its axis"]
+    found = strain(m)
+    for ax, values in zip(figure.axes[1:5], (100 * found.e_xx, 100 * found.e_yy, 100 * found.e_xy, found.rotation), strict=True):
+        assert np.array_equal(ax.findobj(EllipseCollection)[1].get_array(), values[np.isfinite(values)])
+
+
+def test_reading_has_six_panels():
+    figure = plots.reading(micrograph())
+    assert len([ax for ax in figure.axes if ax.get_label() != "<colorbar>"]) == 6
+    assert len(plots.to_png(figure, dpi=50)) > 10_000
 
 
 # ---------------------------------------------------------------------- style and files

@@ -287,7 +287,7 @@ def test_a_study_reads_soft_labels(tmp_path):
     np.testing.assert_allclose(found.observations[0].counts, o.counts, atol=1e-9)
     np.testing.assert_allclose(found.relabelled["same"][0].counts, o.counts, atol=1e-9)
     assert found.relabelled["hard"][0].probabilities is None
-    with pytest.raises(InputError, match="probabilities need a table"):
+    with pytest.raises(InputError, match="key probabilities needs table"):
         study.parse(head + f"counts = {[1] * 26}\nprobabilities = 'p_'\n", tmp_path / "study.toml")
 
 

@@ -26,6 +26,7 @@ _FINE = 6.0  # pixels of the binned image across the shorter lattice vector
 _GRID = 32  # bins across the averaged cell
 _KIND = 0.06  # of the height of the highest column: less is no column
 _EVEN = 0.2  # of it: less is no site of a lattice whose sites all hold the same species
+_ALIKE = 0.75  # of the height of the sites: further columns so high make it another lattice
 _MOST = 5  # kinds of columns
 _APART = 0.3  # spacings between two kinds of columns at least
 
@@ -158,6 +159,12 @@ def motif(cell: Floats, vectors: Floats, lattice: Lattice, name: str) -> Motif:
     inverted = bool((cell > middle).mean() > 0.62)  # columns fill less than half of the cell
     places, heights = _kinds(cell, vectors, spacing)
     if len(lattice.basis) == 1:
+        alike = int((heights > _ALIKE * heights[0]).sum())
+        if alike > 2:
+            raise InputError(
+                f"{name}: the cell of the {lattice.name} lattice found holds {alike} columns of about the same height; expected one, "
+                "or two sublattices; it is a superlattice or another lattice: check the lattice's name, or give the pixel size"
+            )
         return Motif(places, heights, 1, inverted)
     best, total = None, -np.inf
     for origin in places:
@@ -174,6 +181,12 @@ def motif(cell: Floats, vectors: Floats, lattice: Lattice, name: str) -> Motif:
         raise InputError(
             f"{name}: the cell of {lattice.name} should hold {len(held)} columns; {int(held.sum())} of its places hold one; "
             "check the lattice's name"
+        )
+    rest = max((h for j, h in enumerate(heights) if j not in found), default=0.0)
+    if rest > _ALIKE * heights[found].min():
+        raise InputError(
+            f"{name}: besides the {len(held)} columns of a {lattice.name} cell there is one just as high: another lattice, or its "
+            "sublattices; name the lattice of one kind of column"
         )
     order = [*found, *(j for j in range(len(places)) if j not in found)]
     return Motif(places[order], heights[order], len(found), inverted)

@@ -34,7 +34,7 @@ _CATCH = 0.3  # spacings from its place in the average cell to a maximum, at mos
 _FIT, _RIDGE = 14, 0.5  # sites that predict a place, and the weight of the mean lattice beside them
 _FAR, _NEAR = 2.2, 0.15  # spacings to the third nearest known site at most; from a predicted place to a maximum taken for it
 _OUTSIDE = 0.5  # spacings beyond the edge from which columns shine in
-_ROUNDS = 3  # rows of unknown sites that are filled from the edge of the known ones
+_ROUNDS = 3  # rows of sites without a maximum that are filled from the edge of the known ones
 _VOTES = 3  # neighbours of the first two shells that must be known: as many as a site beyond a straight edge has
 
 
@@ -160,11 +160,11 @@ def _registered(data: Floats, there: Truths, vectors: Floats, lattice: Lattice, 
     # a lattice of one site is indexed as the cell that was found, which may be strained further than an unknown one could be
     shape = lattice if kinds.sites > 1 else Lattice(phases.vectors / pitch, name=lattice.name)
     try:
-        indexing = index_positions(maxima[ours], shape, sublattice_hint=kind[ours] if kinds.sites > 1 else None)
+        indexing = index_positions(maxima[ours], shape, sublattice_hint=kind[ours] if kinds.sites > 1 else None, vectors=phases.vectors)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     kept = indexing.kept
-    sites, positions, seen = _filled(indexing.sites[kept], maxima[ours][kept], lattice, data)
+    sites, positions, seen = _filled(indexing.sites[kept], maxima[ours][kept], lattice, data, maxima[ours][~kept], pitch)
     residual = np.full(len(sites), np.nan)
     residual[: kept.sum()] = indexing.residual[kept]
     # the motif was found along other axes than the indices run; the way from site 0 to a column is the same in pixels
@@ -234,12 +234,19 @@ def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float
     return np.column_stack([np.ones(len(wanted)), wanted]) @ mean + fit[:, 0], distance[:, min(2, k - 1)] / unit
 
 
-def _filled(sites: Integers, positions: Floats, lattice: Lattice, data: Floats) -> tuple[Integers, Floats, Truths]:
-    """Add the sites inside the image that have no maximum, predicted from enough neighbours around them."""
+def _filled(
+    sites: Integers, positions: Floats, lattice: Lattice, data: Floats, spare: Floats, pitch: float
+) -> tuple[Integers, Floats, Truths]:
+    """Add the sites inside the image that have no index yet, predicted from the ones around them.
+
+    `spare` maxima near a prediction are taken: beyond many empty sites the indexed region goes on.
+    """
     seen = np.ones(len(sites), dtype=bool)
     area = abs(np.linalg.det(lattice.cell)) / len(lattice.basis)
     around = [np.vstack([lattice.shell(1, b), lattice.shell(2, b)]).tolist() for b in range(len(lattice.basis))]
-    for _ in range(_ROUNDS):
+    tree = cKDTree(spare) if len(spare) else None
+    idle = 0
+    while idle < _ROUNDS:
         known = {tuple(s) for s in sites.tolist()}
         votes: dict[tuple[int, int, int], int] = {}
         for n1, n2, b in known:
@@ -255,8 +262,13 @@ def _filled(sites: Integers, positions: Floats, lattice: Lattice, data: Floats) 
         new, where = new[inside], where[inside]
         if not len(new):
             break
-        sites, positions = np.vstack([sites, new]), np.vstack([positions, where])
-        seen = np.concatenate([seen, np.zeros(len(new), dtype=bool)])
+        caught = np.zeros(len(new), dtype=bool)
+        if tree is not None:
+            distance, which = tree.query(where)
+            caught = distance < _CATCH * pitch
+            where[caught] = spare[which[caught]]
+        idle = 0 if caught.any() else idle + 1
+        sites, positions, seen = np.vstack([sites, new]), np.vstack([positions, where]), np.concatenate([seen, caught])
     return sites, positions, seen
 
 

@@ -77,7 +77,7 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     best, candidates = (0.0, _REPEATS), []
     s = limits[0]
     while s < limits[1]:
-        found, score = _octave(data, cell, s, min(2 * s, limits[1]))
+        found, score = _octave(data, cell, s, min(2 * s, limits[1]), limits[0])
         best = max(best, score, key=lambda pair: pair[0] - pair[1])
         if found is not None and not any(abs(np.linalg.det(found) / np.linalg.det(c)) < 1.3 for c in candidates):
             candidates.append(found)
@@ -93,7 +93,7 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     return candidates
 
 
-def _octave(data: Floats, cell: Floats, low: float, high: float) -> tuple[Floats | None, tuple[float, float]]:
+def _octave(data: Floats, cell: Floats, low: float, high: float, finest: float) -> tuple[Floats | None, tuple[float, float]]:
     """The finest lattice whose longest vector lies in [low, high), or None; and the best correlation seen with what it had to reach."""
     factor = max(1, int(low / _BINNED))
     small = binned(data, factor)
@@ -107,12 +107,12 @@ def _octave(data: Floats, cell: Floats, low: float, high: float) -> tuple[Floats
             found.append((abs(np.linalg.det(vectors)), -score, vectors))
     if not found:
         return None, best
-    finest = min(area for area, _, _ in found)
-    vectors = min((f for f in found if f[0] < 1.3 * finest), key=lambda f: f[1])[2]
-    return _divided(data, vectors * factor, cell), best
+    area = min(area for area, _, _ in found)
+    vectors = min((f for f in found if f[0] < 1.15 * area), key=lambda f: f[1])[2]
+    return _divided(data, vectors * factor, cell, finest), best
 
 
-def _divided(data: Floats, vectors: Floats, cell: Floats) -> Floats:
+def _divided(data: Floats, vectors: Floats, cell: Floats, least: float) -> Floats:
     """The finest lattice of the right shape of which `vectors` span a superlattice, if the image repeats under it.
 
     Displacements split the maximum of the autocorrelation at its translations, so it need not have any there.
@@ -124,7 +124,9 @@ def _divided(data: Floats, vectors: Floats, cell: Floats) -> Floats:
     best = vectors
     for n in _DIVISIONS:
         finer = np.linalg.solve(n, vectors)
-        if abs(np.linalg.det(finer)) < 0.9 * abs(np.linalg.det(best)) and _strain(finer, cell) < _STRAIN:
+        if _size(finer, cell) < least or abs(np.linalg.det(finer)) > 0.9 * abs(np.linalg.det(best)):
+            continue
+        if _strain(finer, cell) < _STRAIN:
             score = float(_at(correlation, _first_shell(cell) @ finer / factor).mean())
             if score >= _needed(finer, cell) * envelope:
                 best = finer
@@ -152,7 +154,7 @@ def _autocorrelation(data: Floats, s: float) -> Floats:
         for field, into in ((band, total), (taper, weight)):
             power = irfft2(np.abs(rfft2(field, shape)) ** 2, shape)
             into += np.roll(power, (reach, reach), axis=(0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-    total /= np.maximum(weight, 0.02 * weight.max())
+    total /= np.maximum(weight, max(0.02 * weight.max(), 1e-300))
     return total / max(total[reach, reach], 1e-300)
 
 
@@ -184,8 +186,7 @@ def _candidates(correlation: Floats, cell: Floats, low: float, high: float) -> l
     found = []
     for a, b in itertools.permutations(range(len(peaks)), 2):
         vectors = peaks[[a, b]]
-        size = np.sqrt(abs(np.linalg.det(vectors) / np.linalg.det(cell))) * np.linalg.norm(cell, axis=1).max()
-        if low <= size < high and _strain(vectors, cell) < _STRAIN:
+        if low <= _size(vectors, cell) < high and _strain(vectors, cell) < _STRAIN:
             found.append((vectors, first @ vectors))
     return found
 
@@ -200,6 +201,11 @@ def _first_shell(cell: Floats) -> Floats:
     steps = np.array([n for n in itertools.product(range(-2, 3), repeat=2) if n > (0, 0)])
     distance = np.linalg.norm(steps @ cell, axis=1)
     return steps[distance < 1.01 * distance.min()]
+
+
+def _size(vectors: Floats, cell: Floats) -> float:
+    """Length of the longest lattice vector, but for strain."""
+    return float(np.sqrt(abs(np.linalg.det(vectors) / np.linalg.det(cell))) * np.linalg.norm(cell, axis=1).max())
 
 
 def _strain(vectors: Floats, cell: Floats) -> float:

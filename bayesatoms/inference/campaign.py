@@ -135,7 +135,7 @@ class Campaign:
             try:
                 return self.past.box(o)
             except InputError as misfit:
-                self.notes.append(f"{misfit}: it was simulated anew.")
+                self.notes.append(str(misfit))
         return o.window.box(o.environments, o.true_composition)
 
     def simulate(self, points: NDArray[np.float64]) -> Emulator:

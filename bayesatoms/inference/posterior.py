@@ -276,7 +276,7 @@ def infer(
         simulation["chains_reused"] = len(past.points) * (len(observations) - len(campaign.notes))
     return Result(
         fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation,
-        timing, simulated=campaign.simulated(regions), notes=tuple(campaign.notes),
+        timing, simulated=campaign.simulated(regions), notes=tuple(f"{note}: simulated anew." for note in campaign.notes),
     )  # fmt: skip
 
 

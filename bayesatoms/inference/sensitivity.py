@@ -1,7 +1,7 @@
 """Label sensitivity: which couplings rest on how the images were labelled.
 
 The chains of a result are looked at once more through other labels of the same images, and its draws
-reweighted by the ratio of the likelihoods. Nothing is simulated and NUTS does not run.
+reweighted by the ratio of the likelihoods. NUTS does not run, and nothing is simulated unless asked for.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
+from ..hamiltonian import Hamiltonian
+from ..montecarlo.pool import Pool
 from ..observation import Observation
-from .campaign import Campaign, Region, pool_log_likelihoods
+from .campaign import Campaign, Region, log_prior, pool_log_likelihoods, scoring
 from .posterior import Fit, Posterior, Result
 
 _DRAWS = 2000  # of each posterior that are reweighted
-_FEW = 0.1  # effective share of them below which they are drawn anew: a mean moved by 1.5 standard deviations
+_FEW = 0.1  # effective share of them below which they say little: a mean moved by 1.5 standard deviations
+_STEPS = 30  # to a new mode
 _COVERED = 0.5  # chains of support that an answer needs: some 50 records, so its mean is good to 0.15 sd
 _NOISE = 0.1  # standard deviations that a mean moves by Monte Carlo alone: no verdict about zero turns on it
 
@@ -43,9 +46,9 @@ class Estimate(NamedTuple):
 class Row:
     """One coupling of one model under one labelling.
 
-    `shift` is in standard deviations of the main posterior; `method` "reweighted" (the main draws), "drawn anew"
-    (on the rebuilt emulator, about its own mode) or "not covered": then there is no estimate, and `why` says what
-    is missing. `effective` is the effective number of the reweighted draws.
+    `shift` is in standard deviations of the main posterior; `method` "reweighted" (the main draws), "laplace"
+    (normal, at the mode on the same chains), "simulated" (the rounds of `infer` with further chains) or "not covered":
+    then there is no estimate, and `why` says what is missing. `effective` is the effective number of the reweighted draws.
     """
 
     labelling: str
@@ -125,7 +128,9 @@ def _figures(e: Estimate) -> str:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def label_sensitivity(result: Result, alternatives: Mapping[str, Sequence[Observation] | Observation]) -> Sensitivity:
+def label_sensitivity(
+    result: Result, alternatives: Mapping[str, Sequence[Observation] | Observation], *, simulate: bool = False
+) -> Sensitivity:
     """How the calibrated posterior of each coupling moves under other labellings of the same images.
 
     Parameters
@@ -133,6 +138,8 @@ def label_sensitivity(result: Result, alternatives: Mapping[str, Sequence[Observ
     result : Result
     alternatives : mapping of labelling to observations
         Images are matched by name; those not given keep their labels.
+    simulate : bool
+        Whether to run the chains that are missing where a labelling is not covered, by the rounds of `infer`.
 
     Returns
     -------
@@ -148,8 +155,8 @@ def label_sensitivity(result: Result, alternatives: Mapping[str, Sequence[Observ
     -----
     The operator is applied to the stored snapshots anew, with the same random numbers, and the draws are weighted by
     the ratio of the likelihoods on the two pools. Where fewer than a tenth of the draws are effective, the posterior
-    is found by the adaptive importance sampling of the rounds on the rebuilt smooth emulator. Where the chains do not
-    cover it, no numbers are given.
+    is approximated by a normal law at its mode (Laplace), with the Fisher information of linear response. Where the
+    chains do not support that mode and its surroundings, no numbers are given.
 
     Examples
     --------
@@ -157,20 +164,23 @@ def label_sensitivity(result: Result, alternatives: Mapping[str, Sequence[Observ
     """
     if result.simulated is None:
         raise InputError("this result does not know its chains; expected one that infer has returned")
-    given = {
-        (fit.model.name, name): estimates(fit.posteriors["calibrated"])[i]
-        for fit in result.fits.values()
-        for i, name in enumerate(fit.model.names)
-    }
+    fits = [fit for fit in result.fits.values() if fit.model.terms]
+    given = {(f.model.name, n): e for f in fits for n, e in zip(f.model.names, estimates(f.posteriors["calibrated"]), strict=True)}
     rows: list[Row] = []
     for label, images in alternatives.items():
-        campaign = _campaign(result, label, [images] if isinstance(images, Observation) else images)
-        for fit in (f for f in result.fits.values() if f.model.terms):
-            found, method, effective, why = _moved(result, campaign, fit)
-            for i, name in enumerate(fit.model.names):
-                before, after = given[fit.model.name, name], found[i] if found else None
-                shift = np.nan if after is None else (after.mean - before.mean) / before.sd
-                rows.append(Row(label, fit.model.name, name, after, shift, method, effective, why))
+        observations = _relabelled(result, label, [images] if isinstance(images, Observation) else images)
+        campaign = _campaign(result, observations)
+        if not campaign.notes:
+            campaign.gather(result.simulated.points)
+        answers = {fit.model.name: _moved(result, campaign, fit) for fit in fits}
+        if simulate and not all(a.found for a in answers.values()):
+            regions = [r for r in _campaign(result, observations).run() if r.kind == "calibrated"]
+            answers |= {r.model.name: _drawn(r) for r in regions if not answers[r.model.name].found}
+        for (model, name), before in given.items():
+            a = answers[model]
+            after = a.found[result[model].model.names.index(name)] if a.found else None
+            shift = np.nan if after is None else (after.mean - before.mean) / before.sd
+            rows.append(Row(label, model, name, after, shift, a.method, a.effective, a.why))
     return Sensitivity(given, rows)
 
 
@@ -179,28 +189,37 @@ def estimates(posterior: Posterior) -> list[Estimate]:
     return _estimates(posterior.flat, None)
 
 
-def _campaign(result: Result, label: str, images: Sequence[Observation]) -> Campaign:
-    """The result's chains seen through other labels; images that do not fit are left to its notes."""
+def _relabelled(result: Result, label: str, images: Sequence[Observation]) -> list[Observation]:
+    """All images of the result, those of a labelling in the places of their names."""
     names = [o.name for o in result.observations]
     for o in images:
         if o.name not in names:
             raise InputError(f"labelling {label!r} has an image {o.name!r}; the result has {', '.join(names)}")
     other = {o.name: o.with_environments(result.statistic.environments) for o in images}
-    past = result.simulated
-    assert past is not None
-    campaign = Campaign.prepare(
-        [fit.model for fit in result.fits.values()], [other.get(o.name, o) for o in result.observations], seed=result.seed, pool=past.pool,
-        settings=replace(result.settings, support=_COVERED), workers=1, report=lambda *_: None, statistic=result.statistic, past=past,
+    return [other.get(o.name, o) for o in result.observations]
+
+
+def _campaign(result: Result, observations: Sequence[Observation]) -> Campaign:
+    """The result's models and chains for other labels; in a pool of its own, so that the result's stays as it is."""
+    return Campaign.prepare(
+        [fit.model for fit in result.fits.values()], observations, seed=result.seed, pool=Pool(), statistic=result.statistic,
+        settings=replace(result.settings, support=_COVERED), workers=1, report=lambda *_: None, past=result.simulated,
     )  # fmt: skip
-    if not campaign.notes:
-        campaign.gather(past.points)
-    return campaign
 
 
-def _moved(result: Result, campaign: Campaign, fit: Fit) -> tuple[list[Estimate] | None, str, float, str]:
-    """Estimates of one model's couplings, how they were found, effective draws, and what is missing if there are none."""
+class _Answer(NamedTuple):
+    """Estimates of one model's couplings if there are any, how they were found, effective draws, and what is missing."""
+
+    found: list[Estimate] | None
+    method: str
+    effective: float
+    why: str = ""
+
+
+def _moved(result: Result, campaign: Campaign, fit: Fit) -> _Answer:
+    """What one model's posterior becomes, without new chains."""
     if campaign.emulator is None:
-        return None, "not covered", 0.0, " ".join(campaign.notes)
+        return _Answer(None, "not covered", 0.0, "; ".join(campaign.notes))
     posterior = fit.posteriors["calibrated"]
     draws = posterior.flat[:: max(1, len(posterior.flat) // _DRAWS)]
     union = draws @ campaign.emulator.embed(fit.model)
@@ -210,12 +229,49 @@ def _moved(result: Result, campaign: Campaign, fit: Fit) -> tuple[list[Estimate]
     weights /= weights.sum()
     effective = float(1 / (weights**2).sum())
     if effective > _FEW * len(draws) and campaign.emulator.support(weights @ union) > _COVERED:
-        return _estimates(draws, weights), "reweighted", effective, ""
-    centre, cov = campaign.start(fit.model, None)
-    (region,) = campaign.look([Region(fit.model, "calibrated", centre, cov, np.zeros((0, len(centre))))])
-    if not region.settled:
-        return None, "not covered", effective, f"{region.support:.2f} of a chain supports the outer draws, expected {_COVERED}"
-    return _estimates(region.draws, None), "drawn anew", effective, ""
+        return _Answer(_estimates(draws, weights), "reweighted", effective)
+    return _laplace(campaign, fit, effective)
+
+
+def _laplace(campaign: Campaign, fit: Fit, effective: float) -> _Answer:
+    """Normal approximation at the mode, found by Fisher scoring on the pool; covered if it is supported to one deviation each way."""
+    emulator, model = campaign.emulator, fit.model
+    assert emulator is not None
+    embed, w = emulator.embed(model), campaign.start(model, None)[0]
+    if emulator.support(w @ embed) < _COVERED:
+        w = fit.posteriors["calibrated"].mean  # where the chains were put
+    for _ in range(_STEPS):
+        parts = [scoring(emulator, model, o, w) for o in campaign.observations]
+        pull, stiff = _prior(model, w)
+        root = np.linalg.cholesky(np.linalg.inv(sum(i for i, _ in parts) + stiff))
+        step = root.T @ (sum(s for _, s in parts) + pull)
+        w = w + root @ step / max(1.0, float(np.linalg.norm(step)))  # one standard deviation at most: the slope is local
+        if np.linalg.norm(step) < 0.01:
+            break
+    about = np.vstack([w, w + root.T, w - root.T])
+    support = min(emulator.support(v @ embed) for v in about)
+    if not (support >= _COVERED and np.isfinite(log_prior(model, about)).all() and np.linalg.norm(step) < 0.01):
+        return _Answer(None, "not covered", effective, f"support {support:.2f} of a chain about the mode, expected {_COVERED}")
+    sd = np.sqrt((root**2).sum(axis=1))
+    return _Answer(
+        [Estimate(float(m), float(s), float(m - 1.96 * s), float(m + 1.96 * s)) for m, s in zip(w, sd, strict=True)], "laplace", effective
+    )
+
+
+def _prior(model: Hamiltonian, w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Slope of the log prior and minus its curvature, where that is positive, by differences; shapes (k,), (k, k)."""
+    h = 1e-3 * np.eye(len(w))
+    up, here, down = log_prior(model, w + h), log_prior(model, w[None]), log_prior(model, w - h)
+    slope, curvature = (up - down) / 2e-3, (2 * here - up - down) / 1e-6
+    inside = np.isfinite(slope) & np.isfinite(curvature)
+    return np.where(inside, slope, 0.0), np.diag(np.where(inside, np.maximum(curvature, 0.0), 0.0))
+
+
+def _drawn(region: Region) -> _Answer:
+    """What further chains gave."""
+    if region.settled:
+        return _Answer(_estimates(region.draws, None), "simulated", 0.0)
+    return _Answer(None, "not covered", 0.0, f"the posterior still moves, support {region.support:.2f} of a chain at its outer draws")
 
 
 def _estimates(draws: NDArray[np.float64], weights: NDArray[np.float64] | None) -> list[Estimate]:

@@ -4,31 +4,40 @@ Every function takes results or arrays, draws with matplotlib's object interface
 window, nothing global) and returns the `Figure`; :func:`save` writes it, :func:`to_svg` and
 :func:`to_png` turn it into text for a web page.
 
-What to draw when: :func:`site_map` for the data; :func:`histogram` for how well each model
-reproduces them; :func:`posteriors` and :func:`corner` for the couplings; :func:`s2_landscape` for the
-published fit; :func:`weights` for which model; :func:`label_shift` for what another labelling of the
-same images changes; :func:`phase_map` for what follows elsewhere.
+What to draw when: :func:`reading` for whether an image was read rightly, or its parts :func:`overlay`,
+:func:`intensities`, :func:`certainty`, :func:`background`, :func:`strain`; :func:`site_map` for the data;
+:func:`histogram` for how well each model reproduces them; :func:`posteriors` and :func:`corner` for the
+couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which model;
+:func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what
+follows elsewhere.
 """
 
 from .couplings import corner, label_shift, posteriors
 from .fits import histogram, predicted_counts, s2_landscape, weights
+from .micrographs import background, certainty, intensities, overlay, reading, strain
 from .phases import phase_map
 from .structure import environment_key, site_map
 from .style import model_colours, save, signed, to_png, to_svg
 
 __all__ = [
+    "background",
+    "certainty",
     "corner",
     "environment_key",
     "histogram",
+    "intensities",
     "label_shift",
     "model_colours",
+    "overlay",
     "phase_map",
     "posteriors",
     "predicted_counts",
+    "reading",
     "s2_landscape",
     "save",
     "signed",
     "site_map",
+    "strain",
     "to_png",
     "to_svg",
     "weights",

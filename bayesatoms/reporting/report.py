@@ -22,15 +22,17 @@ from matplotlib.figure import Figure
 
 from .. import plots
 from ..errors import InputError
+from ..files import write
+from ..imaging.micrograph import Micrograph
 from ..inference.comparison import PRIOR_SCALES, Comparison, compare, remaining
 from ..inference.criteria import log_evidence
 from ..inference.posterior import Check, Fit, Result
-from ..inference.sensitivity import estimates, sentence
+from ..inference.sensitivity import Sensitivity, estimates, sentence
 from ..inference.trees import versions
 from ..observation import Observation
 from ..phases.diagram import PhaseDiagram
-from ..results import write
 from ..units import to_energy
+from . import images
 from .notes import identifiability, meaning, prior_text
 from .references import cited
 
@@ -45,6 +47,8 @@ def write_report(
     *,
     comparison: Comparison | None = None,
     relabelled: Mapping[str, Result] | None = None,
+    readings: Mapping[str, Micrograph] | None = None,
+    sensitivity: Sensitivity | None = None,
     title: str | None = None,
 ) -> Path:
     """Write one self-contained HTML page about a run.
@@ -60,6 +64,10 @@ def write_report(
         As ``compare(result)`` gives it; computed if left out.
     relabelled : mapping of labelling to Result, optional
         The same images under other labels: adds how the couplings move.
+    readings : mapping of image to Micrograph, optional
+        What ``analyse`` returned: adds the pictures and warnings of images that were read from pixels.
+    sensitivity : Sensitivity, optional
+        As ``label_sensitivity`` gives it for moved thresholds: adds how the couplings move.
     title : str, optional
 
     Returns
@@ -79,7 +87,11 @@ def write_report(
     if not path.parent.is_dir():
         raise InputError(f"report {path} cannot be written: there is no folder {path.parent}; make it first")
     comparison = comparison or compare(result)
-    page = _template().render(_page(result, diagram, comparison, dict(relabelled or {}), title))
+    page = _template().render({
+        **_page(result, diagram, comparison, dict(relabelled or {}), title),
+        "readings": images.readings(readings or {}),
+        "sensitivity": images.sensitivity(sensitivity),
+    })  # fmt: skip
     try:
         write(path, page)
     except OSError as error:
