@@ -36,10 +36,12 @@ _SCALE = 0.02  # the lattice and the header may differ by so much
 _KNOWN = 0.2  # a header so far off the lattice is not used to find it
 _EDGE = 0.25  # spacings from the edge of what was recorded: much of a nearer column's light is missing
 _FAINT = 0.1  # of the median column: less is no atom
+_DOUBT = 0.35  # of it, or three standard errors: nor is less that shows no maximum
 _NOTHING = 10.0  # nor is what is so many times likelier to be nothing than the dimmest species
 _MISFIT = 4.0  # times the usual residual: no column
 _PATCH = 0.35  # of the median column: a background so far above its surroundings is contamination
 _SURROUNDINGS = 8.0  # spacings
+_TOLD = 0.01  # by so much probabilities must differ between sites for labels to tell anything
 _CLEAR = 1.25  # ratio of the heights of two kinds of columns below which brightness hardly tells them apart
 
 
@@ -107,8 +109,11 @@ class Micrograph:
         rows["note"] = self.notes
         return rows
 
-    def relabelled(self, labels: NDArray[np.int8]) -> Observation:
-        """The same sites under other labels (n used,), hard and taken as certain; -1 where a site is to count as unseen."""
+    def relabelled(self, labels: NDArray[np.int8], probabilities: Floats | None = None) -> Observation:
+        """The same sites under other labels (n used,), taken as certain unless their probabilities (n used, k) are given.
+
+        A label of -1 makes a site count as unseen.
+        """
         labels, used = np.asarray(labels), self.used.copy()
         used[self.used] = told = labels >= 0
         configuration, order = _configuration(self.registration, used, labels[told], self.labels.species)
@@ -116,6 +121,7 @@ class Micrograph:
         return Observation.from_configuration(
             configuration, name=mine.name, environments=mine.environments, temperature=mine.temperature, source=mine.source,
             positions=self.columns.positions[: self.n][used][order],
+            probabilities=None if probabilities is None else probabilities[told][order],
         )  # fmt: skip
 
 
@@ -212,7 +218,7 @@ def analyse(
     columns = fit_columns(
         data if invert else _unclipped(data, image), np.vstack([found.positions, found.beside]), found.kinds, found.spacing
     )
-    notes = _notes(found, columns, np.isfinite(data), vacancy is not None)
+    notes = _notes(found, columns, np.isfinite(data), vacancy is not None, sublattice == 0)
     tell = partial(_labels, found, columns, species, bright, contrast, vacancy, tails, image.name)
     used, near, labels = tell(notes)
     if vacancy is None:
@@ -231,6 +237,11 @@ def analyse(
     shell = environments or Environments(lattice, tuple(species))
     told = tuple(dict.fromkeys(warnings))
     source = {**image.source, **settings, "warnings": list(told)}
+    if abs(np.linalg.det(labels.label_error)) < _TOLD or (soft and np.ptp(labels.probabilities[:, 0]) < _TOLD):
+        raise InputError(
+            f"{image.name}: the intensities show one level (about {np.median(labels.intensity):.3g}) and cannot tell which species it is; "
+            "expected columns of both: give a table with the species, or read it together with an image that shows both"
+        )
     observation = _observe(found, columns, used, labels, soft, shell, image, temperature, source)
     return Micrograph(image, found, columns, notes, used, labels, scale, dirt, even, observation, told)
 
@@ -299,7 +310,7 @@ def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, w
     return found, scale
 
 
-def _notes(found: Registration, columns: Columns, there: Truths, vacancies: bool) -> NDArray[np.str_]:
+def _notes(found: Registration, columns: Columns, there: Truths, vacancies: bool, brightest: bool) -> NDArray[np.str_]:
     """Why a site is left out, or "patch" where it lies under contamination, or ""."""
     n = len(found.sites)
     intensity, error = columns.intensities[:n], columns.intensity_errors[:n]
@@ -308,6 +319,8 @@ def _notes(found: Registration, columns: Columns, there: Truths, vacancies: bool
     notes[_excess(columns, n, found.spacing) > _PATCH * typical] = "patch"
     if not vacancies:
         notes[intensity < _FAINT * typical] = "vacant"
+        if brightest:  # where there is no maximum either, so little need not be an atom; other sublattices often have none
+            notes[~found.seen & (intensity < np.minimum(3 * error, _DOUBT * typical))] = "vacant"
     notes[error > 0.5 * typical] = "faint"
     notes[columns.misfit[:n] > _MISFIT] = "misfit"
     notes[_to_edge(there, columns.positions[:n]) < _EDGE * found.spacing] = "edge"

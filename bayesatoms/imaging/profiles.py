@@ -113,18 +113,28 @@ def summed_overlaps(there: Truths, position: Floats, width: Floats, first: Integ
     """What `overlaps` gives in closed form, over the recorded pixels only."""
     out = np.zeros((len(first), 4, 4))
     a, b = np.empty(4), np.empty(4)
+    tables = np.empty((4, 2, max(there.shape)))  # x and y of the first, x and y of the second: distance, profile
     for p in range(len(first)):
         i, j = first[p], second[p]
         x0, x1, y0, y1 = _box(position[i, 0], position[i, 1], patch * width[i], there.shape)
+        for k, (who, axis) in enumerate(((i, 0), (i, 1), (j, 0), (j, 1))):
+            low, high = (x0, x1) if axis == 0 else (y0, y1)
+            _profile(position[who, axis], width[who], low, high, tables[k, 0], tables[k, 1])
         for row in range(y0, y1 + 1):
             for column in range(x0, x1 + 1):
                 if there[row, column]:
-                    _derivatives(column, row, position[i], width[i], a)
-                    _derivatives(column, row, position[j], width[j], b)
+                    x, y = column - x0, row - y0
+                    _fill(tables[0, 0, x], tables[1, 0, y], tables[0, 1, x] * tables[1, 1, y], width[i], a)
+                    _fill(tables[2, 0, x], tables[3, 0, y], tables[2, 1, x] * tables[3, 1, y], width[j], b)
                     for k in range(4):
                         for m in range(4):
                             out[p, k, m] += a[k] * b[m]
     return out
+
+
+@njit(nogil=True, cache=True)
+def _fill(u, v, g, s, out):
+    out[0], out[1], out[2], out[3] = g, g * u / s, g * v / s, g * (u * u + v * v) / s
 
 
 @njit(nogil=True, cache=True)

@@ -10,6 +10,7 @@ better; a finer one puts columns onto gaps.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,8 @@ _PEAKS = 60  # maxima of the autocorrelation that are paired, the shortest first
 _DIVISIONS = [n for n in np.array(list(itertools.product(range(-2, 3), repeat=4))).reshape(-1, 2, 2) if 1.5 < abs(np.linalg.det(n)) < 4.5]
 
 
-def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = None, name: str = "image") -> list[Floats]:
-    """Candidates for the mean lattice vectors of an image, the finest lattice first.
+def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = None, name: str = "image") -> Iterator[Floats]:
+    """Candidates for the mean lattice vectors of an image, the finest lattice first, each looked for when it is asked for.
 
     Parameters
     ----------
@@ -52,9 +53,9 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     name : str
         For messages.
 
-    Returns
-    -------
-    list of ndarray, shape (2, 2)
+    Yields
+    ------
+    ndarray, shape (2, 2)
         Vectors as rows, in pixels (x, y).
 
     Raises
@@ -66,7 +67,7 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     --------
     >>> y, x = np.mgrid[:200, :200]
     >>> image = np.cos(2 * np.pi * x / 20) + np.cos(2 * np.pi * y / 20)
-    >>> np.linalg.norm(lattice_vectors(image, Lattice.square())[0], axis=1).round(1).tolist()
+    >>> np.linalg.norm(next(lattice_vectors(image, Lattice.square())), axis=1).round(1).tolist()
     [20.0, 20.0]
     """
     cell = lattice.cell / lattice.shell_distances(1)[0]
@@ -74,23 +75,23 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     limits = (_FINEST, min(data.shape) / _CELLS)
     if spacing is not None:
         limits = max(limits[0], 0.8 * spacing * longest), min(limits[1], 1.25 * spacing * longest)
-    best, candidates = (0.0, _REPEATS), []
+    best, areas = (0.0, _REPEATS), []
     s = limits[0]
     while s < limits[1]:
         found, score = _octave(data, cell, s, min(2 * s, limits[1]), limits[0])
         best = max(best, score, key=lambda pair: pair[0] - pair[1])
-        if found is not None and not any(abs(np.linalg.det(found) / np.linalg.det(c)) < 1.3 for c in candidates):
-            candidates.append(found)
-        if found is not None and (spacing is not None or len(candidates) == _CANDIDATES):
-            break
+        if found is not None and all(abs(np.linalg.det(found)) > 1.3 * area for area in areas):
+            areas.append(abs(np.linalg.det(found)))
+            yield found
+            if len(areas) == _CANDIDATES:
+                return
         s *= 1.8  # less than an octave, so that none falls between two
-    if not candidates:
+    if not areas:
         raise InputError(
             f"{name}: no {lattice.name} lattice found with cells of {limits[0]:.0f} to {limits[1]:.0f} pixels: shifted by the best "
             f"candidate the image is like itself to {best[0]:.2f}, expected at least {best[1]:.2f}; "
             "check the lattice's name, crop to the crystal, or set the pixel size"
         )
-    return candidates
 
 
 def _octave(data: Floats, cell: Floats, low: float, high: float, finest: float) -> tuple[Floats | None, tuple[float, float]]:
