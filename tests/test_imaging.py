@@ -483,3 +483,31 @@ def test_environments_of_ones_own(published):
     _, _, found, _, _ = published
     two = Environments(METAL, ALLOY, shells=2)
     assert found.observation.with_environments(two).n < found.observation.n
+
+
+@pytest.mark.slow
+def test_janus_images_agree_with_their_pooled_posterior(data):
+    """One coupling from five images: what they say together is what they say one by one, weighted with their errors."""
+    from numpyro import distributions as dist
+    from scipy.stats import chi2
+
+    from bayesatoms.hamiltonian import Hamiltonian, Pair
+    from bayesatoms.inference.campaign import Settings
+    from bayesatoms.inference.posterior import infer
+
+    lattice, species = Lattice.triangular(0.315), ("S2", "SSe")
+    images = [
+        observe(read_image(data / "janus_wsse" / f"{name}.tif"), lattice, species, bright="SSe", sublattice=1, name=name) for name in JANUS
+    ]
+    model = Hamiltonian("P1", Pair(*species, name="w1", prior=dist.Normal(0, 1)), lattice=lattice, species=species)
+    settings = Settings(points=6, samples=160, warmup=300, draws=500, parallel=2)
+    pooled = infer([model], images, seed=1, settings=settings)["P1"].draws[:, 0]
+    alone = [infer([model], [o], seed=2, settings=settings)["P1"].draws[:, 0] for o in images]
+    mean, sd = np.array([d.mean() for d in alone]), np.array([d.std() for d in alone])
+    print("\npooled", pooled.mean(), pooled.std(), "alone", mean.round(3), sd.round(3))
+    weight = 1 / sd**2
+    common = (weight * mean).sum() / weight.sum()
+    # the five are samples of different history, so that their own couplings need not agree; the pooled posterior is their product
+    print("heterogeneity p", chi2.sf((weight * (mean - common) ** 2).sum(), len(images) - 1))
+    assert abs(pooled.mean() - common) < 0.5 * pooled.std()
+    assert pooled.std() == pytest.approx(1 / np.sqrt(weight.sum()), rel=0.2)

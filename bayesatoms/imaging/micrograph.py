@@ -21,12 +21,13 @@ from ..environments import Environments
 from ..errors import InputError
 from ..lattice import Lattice
 from ..observation import Observation
+from .cell import column_spacing
 from .columns import Columns, fit_columns
 from .contamination import Contamination, contamination
 from .homogeneity import Homogeneity, homogeneity
 from .image import Image
 from .regions import Region, region
-from .registration import Registration, register
+from .registration import Registration, misplaced, register
 from .species import Labels, classify
 
 Floats = NDArray[np.float64]
@@ -226,6 +227,9 @@ def analyse(
         if empty.any():
             notes[empty] = "vacant"
             used, near, labels = tell(notes)
+    residual = np.full(n, np.nan)
+    residual[used] = misplaced(lattice, found.sites[used], columns.positions[:n][used], found.spacing)
+    found = replace(found, residual=residual)
     _tell(found, notes, n, warnings)
     dirt = contamination(labels, labels.intensity, columns.background[:n][used], columns.positions[:n][used])
     even = homogeneity(columns.positions[:n][used], labels.probabilities, near)
@@ -291,7 +295,7 @@ def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, w
         if hint is None:
             raise
         found = register(data, lattice, sublattice=sublattice, name=image.name)
-    scale = nearest / found.spacing
+    scale = nearest / column_spacing(found.vectors, lattice)  # by the mean cell: bonds may be split, as in 1T'
     if image.pixel_size is not None and abs(image.pixel_size / scale - 1) > _SCALE:
         warnings.append(
             f"pixel size {image.pixel_size:.4g} nm in the header, {scale:.4g} nm by the lattice ({nearest:g} nm between neighbours): "

@@ -63,7 +63,8 @@ class Registration:
     goodness : float
         Fraction of the maxima near the lattice's places that got an index.
     residual : ndarray, shape (n,)
-        Distance of each maximum from where its neighbours predict it, in spacings; nan where not seen.
+        Distance of each column from where its neighbours predict it, in spacings; nan where not known. A micrograph has it
+        by the fitted positions of the sites used, else it is by maxima.
     strays : ndarray, shape (s, 2)
         Maxima that belong to no column: adatoms, contamination, amorphous patches.
     """
@@ -201,7 +202,16 @@ def _maxima(flat: Floats, there: Truths) -> Floats:
     return np.column_stack([x + vertex(flat[y, x - 1], here, flat[y, x + 1]), y + vertex(flat[y - 1, x], here, flat[y + 1, x])])
 
 
-def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float) -> tuple[Floats, NDArray[np.float64]]:
+def misplaced(lattice: Lattice, sites: Integers, positions: Floats, spacing: float) -> Floats:
+    """How far each site (n,) lies from where its neighbours predict it, in spacings; shape (n,)."""
+    ideal = lattice.positions(sites)
+    where, _ = predicted(ideal, positions, ideal, abs(np.linalg.det(lattice.cell)) / len(lattice.basis), others=True)
+    return np.linalg.norm(positions - where, axis=1) / spacing
+
+
+def predicted(
+    ideal: Floats, positions: Floats, wanted: Floats, cell_area: float, *, others: bool = False
+) -> tuple[Floats, NDArray[np.float64]]:
     """Where places of the ideal lattice lie in the image, by affine fits to the nearest known sites.
 
     Parameters
@@ -212,6 +222,8 @@ def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float
         Places in the ideal lattice.
     cell_area : float
         Ideal area per site, which sets the scale of the weights.
+    others : bool
+        The places are those of the known sites themselves, each to be predicted by the others.
 
     Returns
     -------
@@ -223,15 +235,15 @@ def predicted(ideal: Floats, positions: Floats, wanted: Floats, cell_area: float
     design = np.column_stack([np.ones(len(ideal)), ideal])
     mean = np.linalg.lstsq(design, positions, rcond=None)[0]
     rest = positions - design @ mean
-    k = min(_FIT, len(ideal))
-    distance, near = cKDTree(ideal).query(wanted, k)
+    k = min(_FIT + others, len(ideal))
+    distance, near = (found[:, int(others) :] for found in cKDTree(ideal).query(wanted, k))
     weight = np.exp(-0.5 * (distance / (1.3 * unit)) ** 2) + 1e-9
     step = (ideal[near] - wanted[:, None]) / unit
     local = np.concatenate([np.ones((*near.shape, 1)), step], axis=-1)
     weighted = np.swapaxes(local * weight[..., None], 1, 2)
     ridge = np.diag([1e-9, _RIDGE, _RIDGE])
     fit = np.linalg.solve(weighted @ local + ridge, weighted @ rest[near])
-    return np.column_stack([np.ones(len(wanted)), wanted]) @ mean + fit[:, 0], distance[:, min(2, k - 1)] / unit
+    return np.column_stack([np.ones(len(wanted)), wanted]) @ mean + fit[:, 0], distance[:, min(2, distance.shape[1] - 1)] / unit
 
 
 def _filled(
