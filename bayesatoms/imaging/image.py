@@ -29,6 +29,8 @@ class Image:
         What a reader should know: 8 bit, clipped, cropped out of a figure, ...
     source : mapping
         File, hash, format, header: stored with every result.
+    ceiling : float, optional
+        The value at which bright pixels were clipped, if they were.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class Image:
     pixel_size: float | None = None
     warnings: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    ceiling: float | None = None
 
     def __post_init__(self) -> None:
         data = np.asarray(self.data)

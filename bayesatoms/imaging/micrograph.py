@@ -26,6 +26,7 @@ from .columns import Columns, fit_columns
 from .contamination import Contamination, contamination
 from .homogeneity import Homogeneity, homogeneity
 from .image import Image
+from .quality import ceiling
 from .regions import Region, region
 from .registration import Registration, misplaced, register
 from .species import Labels, classify
@@ -34,7 +35,6 @@ Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 _SCALE = 0.02  # the lattice and the header may differ by so much
-_KNOWN = 0.2  # a header so far off the lattice is not used to find it
 _EDGE = 0.25  # spacings from the edge of what was recorded: much of a nearer column's light is missing
 _FAINT = 0.1  # of the median column: less is no atom
 _DOUBT = 0.35  # of it, or three standard errors: nor is less that shows no maximum
@@ -201,7 +201,8 @@ def analyse(
     >>> bool(found.used.sum() >= 190), bool(abs(found.observation.composition[1] - 0.3) < 0.05)
     (True, True)
     """
-    image = image if isinstance(image, Image) else Image(np.asarray(image), name or "image")
+    if not isinstance(image, Image):
+        image = Image(np.asarray(image), name or "image", ceiling=ceiling(image))
     if name is not None:
         image = replace(image, name=name)
     warnings = list(image.warnings)
@@ -216,9 +217,8 @@ def analyse(
         data = np.nanmax(data) - data
     found, scale = _registered(data, image, lattice, sublattice, warnings)
     n = len(found.sites)
-    columns = fit_columns(
-        data if invert else _unclipped(data, image), np.vstack([found.positions, found.beside]), found.kinds, found.spacing
-    )
+    seeds = np.vstack([found.positions, found.beside])
+    columns = fit_columns(_unclipped(data, None if invert else image.ceiling), seeds, found.kinds, found.spacing)
     notes = _notes(found, columns, np.isfinite(data), vacancy is not None, sublattice == 0)
     tell = partial(_labels, found, columns, species, bright, contrast, vacancy, tails, image.name)
     used, near, labels = tell(notes)
@@ -237,11 +237,13 @@ def analyse(
     settings = {
         "lattice": lattice.name, "spacing_px": found.spacing, "pixel_size_nm": scale, "goodness": found.goodness, "sublattice": sublattice,
         "bright": bright if isinstance(bright, str) else list(bright), "sites": n, "sites_used": int(used.sum()), "soft": soft,
+        "contrast": dict(contrast) if isinstance(contrast, Mapping) else contrast, "vacancy": vacancy, "tails": tails, "invert": invert,
+        "atoms": atoms, "pixels_used": int(np.isfinite(data).sum()),
     }  # fmt: skip
     shell = environments or Environments(lattice, tuple(species))
     told = tuple(dict.fromkeys(warnings))
     source = {**image.source, **settings, "warnings": list(told)}
-    if abs(np.linalg.det(labels.label_error)) < _TOLD or (soft and np.ptp(labels.probabilities[:, 0]) < _TOLD):
+    if np.ptp(labels.probabilities, axis=0).max() < _TOLD:
         raise InputError(
             f"{image.name}: the intensities show one level (about {np.median(labels.intensity):.3g}) and cannot tell which species it is; "
             "expected columns of both: give a table with the species, or read it together with an image that shows both"
@@ -278,11 +280,9 @@ def _chosen(image: Image, roi: Region | None, mask: Region | None, folder: str |
     return data
 
 
-def _unclipped(data: Floats, image: Image) -> Floats:
+def _unclipped(data: Floats, ceiling: float | None) -> Floats:
     """Without the pixels at the upper limit of a clipped image: the flanks of a column tell its height."""
-    if not any(w.startswith("clipped") and "highest" in w for w in image.warnings):
-        return data
-    return np.where(data >= np.nanmax(data), np.nan, data)
+    return data if ceiling is None else np.where(data >= ceiling, np.nan, data)
 
 
 def _registered(data: Floats, image: Image, lattice: Lattice, sublattice: int, warnings: list[str]) -> tuple[Registration, float]:

@@ -123,20 +123,39 @@ def clipped(values: ArrayLike) -> list[str]:
     >>> clipped(np.minimum(np.arange(1000), 600) % 601)
     ['clipped: 40.0 % of the pixels have the highest value, 600; the brightest columns may be brighter than they look']
     """
+    found = []
+    for end, so in (
+        ("highest", "the brightest columns may be brighter than they look"),
+        ("lowest", "the darkest columns may be darker than they look"),
+    ):
+        pile = _pile(values, end)
+        if pile is not None:
+            found.append(f"clipped: {_percent(pile[1])} of the pixels have the {end} value, {pile[0]:g}; {so}")
+    return found
+
+
+def ceiling(values: ArrayLike) -> float | None:
+    """The highest value, if pixels pile up there.
+
+    Examples
+    --------
+    >>> ceiling(np.minimum(np.arange(1000), 600)), ceiling(np.arange(1000))
+    (600.0, None)
+    """
+    pile = _pile(values, "highest")
+    return None if pile is None else pile[0]
+
+
+def _pile(values: ArrayLike, end: str) -> tuple[float, float] | None:
+    """The highest or lowest value and the share of pixels that have it, if they are too many to be chance."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
     if not values.size or values.min() == values.max():
-        return []
-    ends = (
-        ("highest", values.max(), "the brightest columns may be brighter than they look"),
-        ("lowest", values.min(), "the darkest columns may be darker than they look"),
-    )
-    found = []
-    for end, value, so in ends:
-        share = np.mean(values == value)
-        if share > _CLIPPED and (_at_limit(values, value) or _is_spike(values, value, share)):
-            found.append(f"clipped: {_percent(share)} of the pixels have the {end} value, {value:g}; {so}")
-    return found
+        return None
+    value = values.max() if end == "highest" else values.min()
+    share = float(np.mean(values == value))
+    piled = share > _CLIPPED and (_at_limit(values, value) or _is_spike(values, value, share))
+    return (float(value), share) if piled else None
 
 
 def _percent(share: float) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError
 from .formats import SUFFIXES, Picture, Scale, load
 from .image import Image
-from .quality import clipped, find_picture, grey, opaque, smoothed
+from .quality import ceiling, clipped, find_picture, grey, opaque, smoothed
 from .stack import average
 
 _NM = {
@@ -283,7 +283,7 @@ def _image(
     if text := smoothed(values[0]):
         warnings.append(text)
     if frame != "mean" or count == 1:
-        return Image(values[0], name, size, tuple(warnings), source)
+        return Image(values[0], name, size, tuple(warnings), source, ceiling(grey_stack if grey_stack.dtype.kind in "iu" else values))
     mean, drift = average(values, name)
     source["drift"] = drift.round(3).tolist()
     far = np.hypot(*drift.T).max()
