@@ -40,7 +40,8 @@ def posteriors(result: Result, columns: int = 3) -> Figure:
     fits = [(fit, i) for fit in result.fits.values() for i in range(len(fit.model.names))]
     columns = min(columns, len(fits))
     rows = -(-len(fits) // columns)
-    figure = new_figure(2.7 * columns + 0.3, 1.75 * rows + 0.65)
+    narrow = columns == 1  # one panel is narrower than its legend
+    figure = new_figure(2.7 * columns + 0.3 + 0.4 * narrow, 1.75 * rows + 0.65 + 0.2 * narrow)
     colours = model_colours(f.model for f in result.fits.values())
     for place, ((fit, i), ax) in enumerate(zip(fits, panels(figure, len(fits), columns), strict=True)):
         _density_panel(ax, fit, i, colours[fit.model.name])
@@ -48,7 +49,7 @@ def posteriors(result: Result, columns: int = 3) -> Figure:
             ax.set_xlabel(f"coupling  ({ENERGY})")
     handles = [Line2D([], [], color=INK, ls=_LINES[k], label=_SPOKEN[k]) for k in _LINES]
     handles += [Line2D([], [], color=GREY, ls=":", lw=1, label="prior"), Line2D([], [], color=INK, lw=2.4, label="± Cramér–Rao bound")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else 4, columnspacing=1.2)
     return figure
 
 
