@@ -99,37 +99,37 @@ def many(count, name, **faults):
     return tally
 
 
-def check(tally, pictures):
+def check(tally):
     assert tally.recall >= 0.995
     assert tally.calibration() < 0.01
-    # the number of wrong labels is Poisson about what the probabilities say: three standard deviations, and one label
-    assert abs(tally.wrong - sum(tally.expected)) < 3 * np.sqrt(sum(tally.expected)) + 1
+    # the number of wrong labels is Poisson about what the probabilities say: three standard deviations, and one label; rendered columns
+    # have no spread of their own, for which the prior allows, so that where labels are wrong they may be fewer than said
+    expected = sum(tally.expected)
+    assert 0.5 * expected - 3 * np.sqrt(expected) - 1 < tally.wrong < expected + 3 * np.sqrt(expected) + 1
 
 
 def test_rendered_pictures_are_read_right():
     tally = many(12, "pictures")
-    check(tally, 12)
+    check(tally)
     assert tally.equal >= 11  # at signal-to-noise above 5 a label in a thousand may be wrong
 
 
 def test_probabilities_are_calibrated_where_levels_overlap():
     """So much noise that labels are wrong: as many as the probabilities say."""
     tally = many(9, "noisy pictures", noise=(0.3, 0.6))
-    assert tally.recall >= 0.99
     assert tally.wrong >= 20  # else nothing is tested
-    assert tally.calibration() < 0.02
-    assert abs(tally.wrong - sum(tally.expected)) < 4 * np.sqrt(sum(tally.expected)) + 0.3 * sum(tally.expected)
+    check(tally)
 
 
 @pytest.mark.slow
 def test_fifty_rendered_pictures():
-    check(many(50, "fifty"), 50)
+    check(many(50, "fifty"))
 
 
 @pytest.mark.slow
 def test_calibration_over_fifty_noisy_pictures():
     tally = many(50, "fifty noisy", noise=(0.15, 0.45))
-    check(tally, 50)
+    check(tally)
 
 
 def test_rare_species_are_found_and_none_is_invented():
