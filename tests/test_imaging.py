@@ -99,9 +99,9 @@ def many(count, name, **faults):
     return tally
 
 
-def check(tally):
+def check(tally, error=0.01):
     assert tally.recall >= 0.995
-    assert tally.calibration() < 0.01
+    assert tally.calibration() < error
     # the number of wrong labels is Poisson about what the probabilities say: three standard deviations, and one label; rendered columns
     # have no spread of their own, for which the prior allows, so that where labels are wrong they may be fewer than said
     expected = sum(tally.expected)
@@ -118,7 +118,7 @@ def test_probabilities_are_calibrated_where_levels_overlap():
     """So much noise that labels are wrong: as many as the probabilities say."""
     tally = many(9, "noisy pictures", noise=(0.3, 0.6))
     assert tally.wrong >= 20  # else nothing is tested
-    check(tally)
+    check(tally, error=0.02)  # the levels of a picture err together: nine say less than the fifty of the slow test
 
 
 @pytest.mark.slow
