@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .files import write
+from .files import Ledger, write
 
 if TYPE_CHECKING:
     from .imaging.micrograph import Micrograph
@@ -105,7 +105,7 @@ def _contrast(text: str | None) -> tuple[float, float] | dict[str, float] | None
 
 
 def _region(text: str | None, what: str) -> str | list[list[float]] | None:
-    if text is None or "," not in text or Path(text).exists():
+    if text is None or not all(c in "0123456789+-.eE, " for c in text) or "," not in text:
         return text
     values = _numbers(text, what, "x0,y0,x1,y1, the corners of a polygon, or a mask picture")
     if len(values) < 4 or len(values) % 2:
@@ -134,10 +134,14 @@ def write_reading(micrograph: Micrograph, folder: Path) -> list[Path]:
     name = micrograph.image.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(folder)
+        ledger.guard(folder / f"{name}.csv")
         tables = write_tables(micrograph, folder / name)
         pictures = write_pictures(micrograph, folder / f"{name}_overlay.png", folder / f"{name}_report.png")
         text = json.dumps(finite(reading_summary(micrograph)), indent=1, sort_keys=True, allow_nan=False, default=str)
-        return [*tables, *pictures, write(folder / f"{name}.json", text)]
+        written = [*tables, *pictures, write(folder / f"{name}.json", text)]
+        ledger.close({*written, *(folder / n for n in ledger.known if (folder / n).is_file())})
+        return written
     except OSError as error:
         raise InputError(f"folder {folder} cannot be written to ({error.strerror}); choose another --out") from None
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .configuration import UNSEEN
 from .errors import InputError
-from .files import write
+from .files import Ledger, write
 from .observation import Observation
 from .readings import finite, reading_summary, write_pictures, write_tables
 from .study import Study
@@ -126,7 +126,7 @@ def _thresholds(study: Study) -> dict[str, list[Observation]]:
     """The images of pixels with every threshold moved down or up as far as their intensities may allow; none that loses a species."""
     if not study.readings:
         return {}
-    from .imaging.species import relabelled
+    from .imaging.species import relabelled, tilted
 
     shifts = {"thresholds lowered": _SHIFT, "thresholds raised": -_SHIFT}
     found: dict[str, list[Observation]] = {name: [] for name in shifts}
@@ -134,7 +134,8 @@ def _thresholds(study: Study) -> dict[str, list[Observation]]:
         for name, shift in shifts.items():
             labels = relabelled(m.labels, shift)
             if set(labels.tolist()) == set(m.labels.labels.tolist()):
-                found[name].append(m.relabelled(labels))
+                soft = tilted(m.labels, shift) if m.observation.probabilities is not None else None
+                found[name].append(m.relabelled(labels, soft))
     return {name: images for name, images in found.items() if images}
 
 
@@ -149,6 +150,7 @@ def _save(results: Results, out: Path) -> None:
     from .inference import trees
     from .inference.reuse import FILE
 
+    ledger = Ledger(out)
     kept = {out / "models" / f"{name}.nc" for name in results.result.fits}
     (out / "models").mkdir(exist_ok=True)
     for name in results.result.fits:
@@ -161,15 +163,16 @@ def _save(results: Results, out: Path) -> None:
             (out / "sites").mkdir(exist_ok=True)
             m = results.study.readings.get(o.name)
             place = out / "sites" / f"{o.name}.csv"
+            ledger.guard(place)
             kept |= {write(place, sites_table(o))} if m is None else {*write_tables(m, place.with_suffix(""))}
     for name, m in results.study.readings.items():
         (out / "overlays").mkdir(exist_ok=True)
         kept |= {*write_pictures(m, out / "overlays" / f"{name}.png", out / "overlays" / f"{name}_report.png")}
     if results.diagram is not None:
         kept.add(results.diagram.save(out / "phases.nc"))
-    patterns = ("models/*.nc", "sites/*.csv", "sites/*.nc", "sites/*.extxyz", "overlays/*.png", "phases.nc")
-    for stale in {path for pattern in patterns for path in out.glob(pattern)} - kept:
+    for stale in ledger.stale(kept):
         stale.unlink()  # of an earlier study in this folder: it would pass for a result of this one
+    ledger.close(kept)
     if results.result.simulated is not None:
         write(out / FILE, results.result.simulated.save())
     write(out / "study.toml", results.study.text)

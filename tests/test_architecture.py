@@ -36,6 +36,7 @@ FLOORS = (  # lowest first
 BESIDE = {
     ("units", "errors"),
     ("progress", "errors"),
+    ("files", "errors"),
     ("environments", "configuration"),
     ("hamiltonian", "configuration"),
     ("window", "environments"),

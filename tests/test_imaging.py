@@ -21,7 +21,7 @@ from bayesatoms.imaging.micrograph import analyse, observe
 from bayesatoms.imaging.read import read_image
 from bayesatoms.imaging.regions import region
 from bayesatoms.imaging.render import render
-from bayesatoms.imaging.species import relabelled
+from bayesatoms.imaging.species import relabelled, tilted
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
 
@@ -511,3 +511,42 @@ def test_janus_images_agree_with_their_pooled_posterior(data):
     print("heterogeneity p", chi2.sf((weight * (mean - common) ** 2).sum(), len(images) - 1))
     assert abs(pooled.mean() - common) < 0.5 * pooled.std()
     assert pooled.std() == pytest.approx(1 / np.sqrt(weight.sum()), rel=0.2)
+
+
+def test_vacuum_is_no_vacancy():
+    """Vacancies are counted among atoms; a flake's outside and a hole are not made of vacancies."""
+    rng = generator("vacuum")
+    square = Lattice.square(0.39)
+    labels = (rng.random((30, 30)) < 0.05).astype(int)
+    y, x = np.mgrid[:30, :30]
+    labels[np.hypot(x - 14, y - 14) < 5] = -1
+    shown = render(
+        Configuration.from_labels(square, ("A", "none"), labels), intensity={"A": 1.0, "none": 0.0}, noise=0.04, margin=80, rng=rng
+    )
+    found = analyse(shown.image, square, ("A", "none"), bright="A", vacancy="none")
+    true = (labels == 1).sum() / (labels >= 0).sum()
+    assert abs(found.labels.probabilities[:, 1].mean() - true) < 0.02
+    assert (found.notes == "beyond").sum() > 50 and any("vacuum" in w for w in found.warnings)
+
+
+def test_padding_is_not_recorded():
+    rng = generator("padding")
+    alloy = Configuration.random(METAL, ALLOY, (22, 22), (0.5, 0.5), rng, periodic=False)
+    shown = render(alloy, intensity={"Mo": 0.5, "Re": 1.0}, noise=0.04, background=1.0, shape=(300, 300), rng=rng)
+    plain = analyse(shown.image, METAL, ALLOY, bright="Re")
+    padded = analyse(np.pad(shown.image.data, ((40, 50), (45, 30))), METAL, ALLOY, bright="Re")
+    assert any("padding" in w for w in padded.warnings)
+    assert padded.used.sum() == plain.used.sum()
+    assert padded.observation.composition[1] == pytest.approx(plain.observation.composition[1], abs=0.003)
+
+
+def test_thresholds_that_do_not_move_change_nothing():
+    rng = generator("tilted")
+    alloy = Configuration.random(METAL, ALLOY, (22, 22), (0.5, 0.5), rng, periodic=False)
+    shown = render(alloy, intensity={"Mo": 0.75, "Re": 1.0}, noise=0.45, shape=(300, 300), rng=rng)
+    found = analyse(shown.image, METAL, ALLOY, bright="Re")
+    same = found.relabelled(relabelled(found.labels, 0.0), tilted(found.labels, 0.0))
+    assert np.allclose(same.counts, found.observation.counts)
+    more = [found.relabelled(relabelled(found.labels, s), tilted(found.labels, s)).composition[1] for s in (-3.0, 0.0, 3.0)]
+    assert more[0] < more[1] < more[2]
+    assert np.array_equal(tilted(found.labels, 3.0).argmax(axis=1), relabelled(found.labels, 3.0))

@@ -18,6 +18,7 @@ from test_plots import importance_draws
 from bayesatoms import cli, plots, results, study
 from bayesatoms.configuration import Configuration
 from bayesatoms.errors import InputError
+from bayesatoms.files import Ledger
 from bayesatoms.imaging.export import write_csv, write_extxyz, write_netcdf
 from bayesatoms.imaging.matching import match_table
 from bayesatoms.imaging.micrograph import Micrograph, analyse
@@ -79,7 +80,7 @@ def code_of(*arguments: str) -> int:
 def test_observe_writes_all_and_says_the_main_things(folder, micrograph, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert code_of("observe", str(folder / "one.tif"), str(folder / "two.tif"), *OBSERVE, "--out", str(out)) == 0
-    assert {p.name for p in out.iterdir()} == {f"{name}{end}" for name in ("one", "two") for end in ENDINGS}
+    assert {p.name for p in out.iterdir()} == {f"{name}{end}" for name in ("one", "two") for end in ENDINGS} | {"written.json"}
     said = capsys.readouterr().out
     o = micrograph.observation
     for text in (
@@ -155,6 +156,16 @@ def test_the_table_is_a_valid_input(micrograph, tmp_path):
         hard = Observation.from_table(path, METAL, SPECIES)
         assert np.array_equal(hard.counts, micrograph.relabelled(micrograph.labels.labels).counts)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.extxyz"]
+
+
+def test_labels_corrected_in_place_are_not_lost(folder, tmp_path, capsys):
+    """The same command again would overwrite the table that somebody worked on: refused, and nothing is touched."""
+    command = ("observe", str(folder / "one.tif"), *OBSERVE, "--out", str(tmp_path))
+    assert code_of(*command) == 0 and code_of(*command) == 0
+    table = tmp_path / "one.csv"
+    table.write_text(corrected := table.read_text() + " ")
+    assert code_of(*command) == 2
+    assert "changed" in capsys.readouterr().err and table.read_text() == corrected
 
 
 def test_the_csv_has_every_site_with_its_digits(micrograph, tmp_path):
@@ -370,13 +381,15 @@ def test_run_takes_images_to_a_report(folder, micrograph, tmp_path, monkeypatch)
         '[[image]]\ntable = "table.csv"\nprobabilities = "p_"\n'
     )
     out = tmp_path / "out"
-    for stale in ("overlays/gone.png", "sites/gone.nc"):
-        (out / stale).parent.mkdir(parents=True, exist_ok=True)
-        (out / stale).write_text("of an earlier study")
+    for old in ("overlays/gone.png", "sites/mine.csv"):
+        (out / old).parent.mkdir(parents=True, exist_ok=True)
+        (out / old).write_text("of an earlier study")
+    Ledger(out).close([out / "overlays/gone.png"])  # the other is not ours, and stays
     assert code_of("run", str(written(folder, body)), "--out", str(out), "--quiet", "--workers", "1") in (0, 1)
     names = {p.relative_to(out).as_posix() for folder in ("overlays", "sites") for p in (out / folder).iterdir()}
     assert names == {
         "overlays/one.png", "overlays/one_report.png", "sites/one.csv", "sites/one.nc", "sites/one.extxyz", "sites/table.csv",
+        "sites/mine.csv",
     }  # fmt: skip
     found = json.loads((out / "summary.json").read_text())
     image = found["images"]["one"]

@@ -597,3 +597,15 @@ def test_real_micrographs(data):
     warned(read_image(data / "se_mos2" / "se_mos2_survey_uint16.tif"))
     oxide = read_image(data / "perovskite_adf" / "test_ADF_cropped.hdf5")
     assert oxide.shape == (400, 380) and "scale of 0.009326 but no unit" in oxide.warnings[0]
+
+
+def test_tiff_is_read_as_it_looks(tmp_path):
+    """White at the least value, and palettes, are turned into what a viewer shows."""
+    import tifffile
+
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "white.tif", picture, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "white.tif").data, 255.0 - picture)
+    ramp = np.arange(256, dtype=np.uint16)[::-1] * 257
+    tifffile.imwrite(tmp_path / "palette.tif", picture, photometric="palette", colormap=np.stack([ramp] * 3))
+    assert np.array_equal(read_image(tmp_path / "palette.tif").data, 255.0 - picture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -160,7 +161,14 @@ def write_netcdf(micrograph: Micrograph, path: str | Path) -> Path:
         "versions": json.dumps(versions(), sort_keys=True),
     }
     dataset = xr.Dataset(data, {"species_name": names, "labelled": names, "axis": ["x", "y"]}, attributes)
-    return write(Path(path), bytes(dataset.to_netcdf(engine="h5netcdf")))
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        dataset.to_netcdf(temporary, engine="h5netcdf")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def versions() -> dict[str, str]:

@@ -121,8 +121,20 @@ def _tiff(path: Path) -> list[Picture]:
             if "S" in axes and array.shape[-1] not in (3, 4):  # grey with transparency
                 array = array[..., 0]
             frame = array.shape[-len(last) :] if "S" in axes and array.shape[-1] in (3, 4) else array.shape[-2:]
+            shown = _shown(array, series.keyframe)
+            frame, array = (*frame, *shown.shape[array.ndim :]), shown
             pictures.append(Picture(array.reshape(-1, *frame), f"series {k}", _tiff_scale(file, series.keyframe)))
     return pictures
+
+
+def _shown(array: NDArray[Any], page: Any) -> NDArray[Any]:
+    """The pixels as they are meant to look: where white is the least value they are turned round, palettes become colours."""
+    kind = getattr(page.photometric, "name", "")
+    if kind == "MINISWHITE":
+        return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
+    if kind == "PALETTE" and page.colormap is not None:
+        return (np.moveaxis(page.colormap[:, array], 0, -1) >> 8).astype(np.uint8)
+    return array
 
 
 def _missing(page: Any, size: int) -> bool:

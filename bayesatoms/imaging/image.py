@@ -21,7 +21,7 @@ class Image:
     Parameters
     ----------
     data : ndarray of float, shape (rows, columns)
-        Intensity in any unit; nan where nothing was recorded.
+        Intensity in any unit; nan where nothing was recorded, infinities likewise.
     name : str
     pixel_size : float, optional
         nm; found from the lattice if not known.
@@ -56,7 +56,8 @@ class Image:
             raise InputError(f"{self.name}: an array of shape {data.shape}; expected a grey image of at least {_LEAST} x {_LEAST} pixels")
         if data.dtype.kind not in "fiub":
             raise InputError(f"{self.name}: pixels of type {data.dtype}; expected real numbers")
-        object.__setattr__(self, "data", np.ascontiguousarray(data, dtype=np.float64))
+        data = np.ascontiguousarray(data, dtype=np.float64)
+        object.__setattr__(self, "data", np.where(np.isinf(data), np.nan, data) if np.isinf(data).any() else data)
         finite = self.data[np.isfinite(self.data)]
         if not len(finite):
             raise InputError(f"{self.name}: no pixel is a number; expected an image")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, label
 from scipy.spatial import cKDTree
 
 from ..configuration import Configuration
@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 _SCALE = 0.02  # the lattice and the header may differ by so much
+_PADDING = 2.0  # pixels: a constant region along the edge wider than that, on average, was not recorded
 _EDGE = 0.25  # spacings from the edge of what was recorded: much of a nearer column's light is missing
 _FAINT = 0.1  # of the median column: less is no atom
 _DOUBT = 0.35  # of it, or three standard errors: nor is less that shows no maximum
@@ -57,7 +58,7 @@ class Micrograph:
     columns : Columns
         Sites first, in the order of `registration.sites`, then those beside them.
     notes : ndarray of str, shape (n,)
-        Why a site is left out ("edge", "vacant", "misfit", "faint"), or "patch" where contamination lies on it; else "".
+        Why a site is left out ("edge", "vacant", "beyond", "misfit", "faint"), or "patch" where contamination lies on it; else "".
     used : ndarray of bool, shape (n,)
         Sites whose species is told.
     labels : Labels
@@ -213,13 +214,18 @@ def analyse(
             f"each column holds {atoms} atoms along the beam: labels are those of columns, and couplings those between columns, not atoms"
         )
     data = _chosen(image, roi, mask, folder)
+    data[border := _border(data)] = np.nan
+    if border.any():
+        warnings.append(f"{border.mean():.0%} of the pixels are a constant border (padding): taken as not recorded")
     if invert:
         data = np.nanmax(data) - data
     found, scale = _registered(data, image, lattice, sublattice, warnings)
     n = len(found.sites)
     seeds = np.vstack([found.positions, found.beside])
-    columns = fit_columns(_unclipped(data, None if invert else image.ceiling), seeds, found.kinds, found.spacing)
+    columns = fit_columns(_unclipped(data, ceiling(data) if invert else image.ceiling), seeds, found.kinds, found.spacing)
     notes = _notes(found, columns, np.isfinite(data), vacancy is not None, sublattice == 0)
+    if vacancy is not None:
+        notes[_beyond(found, columns)] = "beyond"
     tell = partial(_labels, found, columns, species, bright, contrast, vacancy, tails, image.name)
     used, near, labels = tell(notes)
     if vacancy is None:
@@ -246,7 +252,7 @@ def analyse(
     if np.ptp(labels.probabilities, axis=0).max() < _TOLD:
         raise InputError(
             f"{image.name}: the intensities show one level (about {np.median(labels.intensity):.3g}) and cannot tell which species it is; "
-            "expected columns of both: give a table with the species, or read it together with an image that shows both"
+            "expected columns of both: give a table with the species, or narrow the range of `contrast`"
         )
     observation = _observe(found, columns, used, labels, soft, shell, image, temperature, source)
     return Micrograph(image, found, columns, notes, used, labels, scale, dirt, even, observation, told)
@@ -331,6 +337,36 @@ def _notes(found: Registration, columns: Columns, there: Truths, vacancies: bool
     return notes
 
 
+def _border(data: Floats) -> Truths:
+    """A region of one exact value along the edge of the picture, such as the zeros that an alignment puts there."""
+    found = np.zeros(data.shape, dtype=bool)
+    rim = np.concatenate([data[0], data[-1], data[:, 0], data[:, -1]])
+    rim = rim[np.isfinite(rim)]
+    if not len(rim):
+        return found
+    values, counts = np.unique(rim, return_counts=True)
+    parts, n = label(data == values[counts.argmax()])
+    size = np.bincount(parts.ravel(), minlength=n + 1)
+    touching = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    wide = [p for p in touching if p > 0 and size[p] > _PADDING * sum(data.shape)]
+    return np.isin(parts, wide) if wide else found
+
+
+def _beyond(found: Registration, columns: Columns) -> Truths:
+    """Empty sites all of whose neighbours are empty, and the empty ones next to them: vacuum, not vacancies.
+
+    Among atoms a vacancy whose neighbours are all vacancies is rare, x^7 of the sites of a triangular lattice.
+    """
+    n = len(found.sites)
+    intensity, error = columns.intensities[:n], columns.intensity_errors[:n]
+    typical = float(np.median(intensity[found.seen]))
+    empty = (intensity < np.maximum(3 * error, _FAINT * typical)) & (intensity < _DOUBT * typical)
+    near = found.neighbours()
+    around = np.where(near >= 0, empty[near], True)
+    core = empty & around.all(axis=1) & ((near >= 0).sum(axis=1) >= near.shape[1] // 2)
+    return core | (empty & np.where(near >= 0, core[near], False).any(axis=1))
+
+
 def _to_edge(there: Truths, positions: Floats) -> Floats:
     """Pixels from each position to the edge of what was recorded and is used."""
     away = distance_transform_edt(np.pad(there, 1))[1:-1, 1:-1]
@@ -396,6 +432,7 @@ def _tell(found: Registration, notes: NDArray[np.str_], n: int, warnings: list[s
         ("vacant", "hold no atom and are left out (name a vacancy species to count them)"),
         ("faint", "are too faint for the noise and are left out"),
         ("misfit", "look like no column and are left out"),
+        ("beyond", "are empty among empty ones: vacuum, no vacancies; they are left out"),
         ("patch", "lie under bright contamination: check their labels, or mask them"),
     ):
         if (count := int((notes == note).sum())) > 0:

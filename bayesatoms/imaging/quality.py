@@ -37,7 +37,8 @@ def grey(pixels: NDArray) -> tuple[NDArray, str | None]:
     """
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0], None
-    count = len(np.unique(pixels.reshape(-1, 3), axis=0))
+    few = pixels.reshape(-1, 3)[:: max(1, pixels.size // 600_000)]  # enough to tell a colour map from a photograph
+    count = len(np.unique(few, axis=0))
     # a colour map has 256 entries; blending between neighbouring pixels adds some
     kind = f"a colour-mapped rendering ({count} colours)" if count <= 512 else "a colour picture"
     loss = "intensities are no longer proportional to the signal; use the data behind it if you can"

@@ -41,10 +41,10 @@ def region(shape: tuple[int, int], given: Region, what: str, folder: str | Path 
     """
     if isinstance(given, str | Path):
         inside = _picture(shape, Path(folder or ".") / given, what)
-    elif isinstance(given, np.ndarray) and given.dtype == bool:
+    elif isinstance(given, np.ndarray) and (given.dtype == bool or given.shape[1:] != (2,)):
         if given.shape != shape:
             raise InputError(f"{what} has shape {given.shape}; expected that of the image, {shape}")
-        inside = given
+        inside = given if given.dtype == bool else given > 0.5 * (np.nanmin(given) + np.nanmax(given))
     else:
         inside = np.zeros(shape, dtype=bool)
         for polygon in _polygons(given, what):
@@ -64,7 +64,7 @@ def _polygons(given: ArrayLike, what: str) -> list[NDArray[np.float64]]:
         raise InputError(f"{advice}; found {given!r}") from None
     for p in found:
         if p.ndim != 2 or p.shape[1] != 2 or len(p) < 2 or not np.isfinite(p).all():
-            raise InputError(f"{advice}; found {p.tolist()}")
+            raise InputError(f"{advice}; found {p.tolist() if p.size <= 10 else f'an array of shape {p.shape}'}")
     return found
 
 

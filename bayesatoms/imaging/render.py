@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from ..configuration import UNSEEN, Configuration
 from ..errors import InputError
 from .image import Image
+from .quality import ceiling
 
 _REACH = 6.0  # a column is drawn out to so many sigma: exp(-18) of its peak
 _WIDTH, _TAIL_WIDTH = 0.17, 0.6  # sigma of a column and of its tail in spacings
@@ -220,7 +221,7 @@ def render(
         picture = np.minimum(picture, clip)
     if bits is not None and np.ptp(picture) > 0:
         picture = np.round((picture - picture.min()) * ((2**bits - 1) / np.ptp(picture)))
-    image = Image(picture, name, pixel_size=1 / scale, source={"format": "rendered", "bits": bits})
+    image = Image(picture, name, pixel_size=1 / scale, source={"format": "rendered", "bits": bits}, ceiling=ceiling(picture))
     return Rendered(image, moved[:n][inside[:n]], labels[inside[:n]], sites[inside[:n]], moved[n:][inside[n:]], shifts)
 
 

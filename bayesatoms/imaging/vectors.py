@@ -75,6 +75,12 @@ def lattice_vectors(data: Floats, lattice: Lattice, *, spacing: float | None = N
     limits = (_FINEST, min(data.shape) / _CELLS)
     if spacing is not None:
         limits = max(limits[0], 0.8 * spacing * longest), min(limits[1], 1.25 * spacing * longest)
+    if limits[1] <= limits[0]:
+        known = "" if spacing is None else f" and {spacing:.3g} pixels between neighbours"
+        raise InputError(
+            f"{name}: too small for a {lattice.name} lattice: {data.shape[1]} x {data.shape[0]} pixels{known}; "
+            f"expected at least {_CELLS:.0f} cells of {_FINEST:.0f} pixels or more across"
+        )
     best, areas = (0.0, _REPEATS), []
     s = limits[0]
     while s < limits[1]:
