@@ -22,7 +22,6 @@ class Fit:
     levels: Levels
     best: Floats
     draws: Floats
-    effective: float
 
     @cached_property
     def reading(self) -> NDArray[np.int64]:
@@ -94,7 +93,7 @@ def fit_levels(levels: Levels) -> Fit:
     best = data.anchored(modes[0][1][None], modes[0][3], back=True)[0]
     used = _DRAWS if len(levels.y) <= BINS else _USED
     chosen = np.searchsorted(np.cumsum(weight), (np.arange(used) + 0.5) / used).clip(max=len(theta) - 1)
-    return Fit(levels, best, theta[chosen], float(1 / (weight**2).sum()))
+    return Fit(levels, best, theta[chosen])
 
 
 def _covariance(data: Levels, t: Floats, level: int, step: float = 1e-3) -> Floats:
