@@ -84,6 +84,36 @@ def observe(
     typer.echo(f"Written to {out}: {', '.join(path.name for m in found for path in readings.write_reading(m, out))}")
 
 
+@app.command()
+def calibrate(
+    place: Annotated[Path, typer.Argument(metavar="STUDY.toml | RESULTS", help="A study, or the results folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="Results folder with the study's chains; PLACE itself if that is one.")] = None,
+    source: Annotated[str, typer.Option(help="held-out: the pool's own chains, seconds; prior: new simulations, minutes.")] = "held-out",
+    datasets: Annotated[int | None, typer.Option(min=1, help="Synthetic data sets of each model.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The study's by default.")] = None,
+    workers: Workers = _CORES,
+    quiet: Quiet = False,
+) -> None:
+    """Can the posteriors be trusted? Ranks and coverage over synthetic data sets; exit code 1 if they fail."""
+    from . import plots, study
+    from .progress import Bars
+    from .results import calibrate_study, calibration_stem
+
+    folder = place.is_dir()
+    out = out or (place if folder else Path("results"))
+    bars = Bars(quiet=quiet)
+    try:
+        plan = study.read(place / "study.toml" if folder else place)
+        found = calibrate_study(plan, out, source=source, datasets=datasets, seed=seed, workers=workers, progress=bars)
+    finally:
+        bars.close()
+    typer.echo(str(found))
+    if any(r.datasets for r in found.rows):
+        typer.echo(f"Picture: {plots.save(plots.rank_bands(found), out / f'{calibration_stem(source)}.png')}")
+    if not found.ok:
+        raise CheckError(f"the posteriors are not calibrated. {found.verdict}")
+
+
 def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) -> None:
     from .progress import Bars
     from .reporting.report import write_report
@@ -100,7 +130,7 @@ def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) 
     title = plan.file.study.name
     path = write_report(
         results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled,
-        readings=plan.readings, sensitivity=results.sensitivity, title=title,
+        readings=plan.readings, sensitivity=results.sensitivity, calibration=results.calibration, title=title,
     )  # fmt: skip
     typer.echo(str(results.comparison))
     typer.echo(f"Report: {path}")

@@ -10,14 +10,14 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .configuration import UNSEEN
-from .errors import InputError
+from .errors import CheckError, InputError
 from .files import Ledger, write
 from .observation import Observation
 from .readings import finite, reading_summary, write_pictures, write_tables
@@ -26,7 +26,9 @@ from .study import Study
 if TYPE_CHECKING:
     from .imaging.micrograph import Micrograph
     from .inference.comparison import Comparison
+    from .inference.parameters import Nuisances
     from .inference.posterior import Check, Result
+    from .inference.ranked import Calibration
     from .inference.sensitivity import Sensitivity
     from .phases.diagram import PhaseDiagram
     from .progress import Progress
@@ -36,7 +38,10 @@ _SHIFT = 3.0  # of the log odds of the brighter species: labels of a probability
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a run found, as written to its folder; `sensitivity` is to thresholds moved in images of pixels."""
+    """What a run found, as written to its folder; `sensitivity` is to thresholds moved in images of pixels.
+
+    `calibration` is from the pool's held-out chains, None where there are too few of them.
+    """
 
     study: Study
     result: Result
@@ -45,6 +50,7 @@ class Results:
     relabelled: Mapping[str, Result]
     timing: Mapping[str, float]
     sensitivity: Sensitivity | None = None
+    calibration: Calibration | None = None
 
     @property
     def checks(self) -> dict[str, Check]:
@@ -74,7 +80,7 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     -------
     Results
     """
-    from .inference.campaign import Settings, check_inputs
+    from .inference.campaign import check_inputs
     from .inference.comparison import compare
     from .inference.posterior import infer
     from .inference.sensitivity import label_sensitivity
@@ -85,11 +91,7 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     options, out = study.file.infer, Path(out)
     check_inputs(study.models, study.observations)
     _make(out)
-    given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name, None) is not None}
-    common = {
-        "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
-        "workers": workers, "progress": progress,
-    }  # fmt: skip
+    common = _settings(study, workers, progress)
     clock, pool = time.perf_counter(), Pool(out / "pool")
     result = infer(study.models, study.observations, pool=pool, reuse=reuse if reuse is not None else options.reuse, **common)
     result.sources["models"] = study.catalogue.sha256
@@ -98,11 +100,15 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     comparison = compare(result)
     timing["compare"] = time.perf_counter() - clock
     clock = time.perf_counter()
+    calibration = _held_out(result)
+    timing["calibrate"] = time.perf_counter() - clock
+    clock = time.perf_counter()
     relabelled = {name: infer(study.models, images, pool=pool, reuse=result, **common) for name, images in study.relabelled.items()}
     if relabelled:
         timing["labellings"] = time.perf_counter() - clock
     clock, moved = time.perf_counter(), _thresholds(study)
-    sensitivity = label_sensitivity(result, moved) if moved else None
+    shared = all(fit.parameters.shared for fit in result.fits.values())
+    sensitivity = label_sensitivity(result, moved) if moved and shared else None
     if sensitivity is not None:
         timing["sensitivity"] = time.perf_counter() - clock
     diagram, clock = None, time.perf_counter()
@@ -117,9 +123,96 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
             seed=study.file.study.seed, workers=workers, progress=progress,
         )  # fmt: skip
         timing["phases"] = time.perf_counter() - clock
-    results = Results(study, result, comparison, diagram, relabelled, timing, sensitivity)
+    results = Results(study, result, comparison, diagram, relabelled, timing, sensitivity, calibration)
     _save(results, out)
     return results
+
+
+def _settings(study: Study, workers: int, progress: Progress | None) -> dict[str, Any]:
+    """What every inference of a study is called with."""
+    from .inference.campaign import Settings
+
+    options = study.file.infer
+    given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name, None) is not None}
+    return {
+        "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
+        "workers": workers, "progress": progress, "nuisances": _nuisances(study),
+    }  # fmt: skip
+
+
+def _held_out(result: Result) -> Calibration | None:
+    from .inference.heldout import held_out
+
+    try:
+        return held_out(result)
+    except CheckError:
+        return None
+
+
+def calibration_stem(source: str) -> str:
+    """What the files of a calibration are called, by its source."""
+    return "calibration" if source == "held-out" else "calibration_prior"
+
+
+def calibrate_study(
+    study: Study,
+    out: str | Path,
+    *,
+    source: str = "held-out",
+    datasets: int | None = None,
+    seed: int | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Calibrate the posteriors of a study whose chains are in a results folder; chains that are not there are run.
+
+    Writes calibration.nc and .json (calibration_prior.* for new simulations) into the folder.
+
+    Parameters
+    ----------
+    study : Study
+    out : path
+        Results folder, made if need be.
+    source, datasets, seed
+        As for :func:`bayesatoms.inference.calibration.calibrate`.
+    workers : int
+    progress : callable(stage, done, total), optional
+
+    Returns
+    -------
+    Calibration
+    """
+    from .inference.calibration import calibrate, save
+    from .inference.posterior import infer
+    from .montecarlo.pool import Pool
+
+    out = Path(out)
+    _make(out)
+    pool = Pool(out / "pool")
+    result = infer(study.models, study.observations, pool=pool, reuse=study.file.infer.reuse, **_settings(study, workers, progress))
+    found = calibrate(result, source=source, datasets=datasets, seed=seed, pool=pool, workers=workers, progress=progress)
+    stem = out / calibration_stem(source)
+    save(found, stem.with_suffix(".nc"))
+    content = {"study": study.file.study.name, "seed": found.seed, "verdict": found.verdict, "ok": found.ok, "models": found.summary()}
+    write(stem.with_suffix(".json"), json.dumps(finite(content), indent=1, sort_keys=True, allow_nan=False))
+    return found
+
+
+def _nuisances(study: Study) -> Nuisances:
+    """The section's numbers as priors."""
+    from numpyro import distributions as dist
+
+    from .inference.parameters import Nuisances
+
+    n = study.file.nuisances
+    return Nuisances(
+        energies=n.energies,
+        temperatures={name: dist.TruncatedNormal(mean, sd, low=0.0) for name, (mean, sd) in n.temperature_K.items()},
+        reference=n.reference_K,
+        constant={name: dist.Normal(0.0, sd) for name, sd in n.constant.items()},
+        composition=n.composition,
+        label_error=n.label_error,
+    )
 
 
 def _thresholds(study: Study) -> dict[str, list[Observation]]:
@@ -147,7 +240,7 @@ def _make(out: Path) -> None:
 
 
 def _save(results: Results, out: Path) -> None:
-    from .inference import trees
+    from .inference import calibration, trees
     from .inference.reuse import FILE
 
     ledger = Ledger(out)
@@ -168,6 +261,8 @@ def _save(results: Results, out: Path) -> None:
     for name, m in results.study.readings.items():
         (out / "overlays").mkdir(exist_ok=True)
         kept |= {*write_pictures(m, out / "overlays" / f"{name}.png", out / "overlays" / f"{name}_report.png")}
+    if results.calibration is not None:
+        kept.add(calibration.save(results.calibration, out / "calibration.nc"))
     if results.diagram is not None:
         kept.add(results.diagram.save(out / "phases.nc"))
     for stale in ledger.stale(kept):
@@ -221,13 +316,17 @@ def summary(results: Results) -> dict[str, Any]:
             "verdict": comparison.verdict,
             "units": comparison.units,
             "n_units": comparison.n_units,
+            "units_why": comparison.units_why,
+            "likelihood": comparison.likelihood,
+            "unsure": list(comparison.unsure),
+            "stability": None if comparison.stability is None else dict(comparison.stability),
             "warnings": list(comparison.warnings),
             "weights": {str(s): {n: r.weight[s] for n, r in comparison.rows.items()} for s in next(iter(comparison.rows.values())).weight},
         },
         "labellings": {label: {n: _couplings(r, n, r.likelihood) for n in r.fits} for label, r in results.relabelled.items()},
         "sensitivity": _sensitivity(results.sensitivity),
         "notes": [*results.result.notes, *(f"{label}: {note}" for label, r in results.relabelled.items() for note in r.notes)],
-        "calibration": None,
+        "calibration": None if results.calibration is None else results.calibration.summary(),
         "phases": None if results.diagram is None else results.diagram.summary(),
         "checks": {name: {"ok": c.ok, "why": c.why} for name, c in results.checks.items()},
         "inputs": {"models": results.study.catalogue.sha256, **{o.name: dict(o.source) for o in result.observations}},
@@ -271,7 +370,7 @@ def _couplings(result: Result, name: str, kind: str) -> dict[str, Any]:
     fit, p = result[name], result[name].posteriors[kind]
     low, high = (p.quantile(q) if fit.model.terms else np.zeros(0) for q in (0.05, 0.95))
     rows = zip(p.names, p.mean if p.names else (), p.sd if p.names else (), low, high, fit.crb_sd, strict=True)
-    unit = "kT at formation"
+    unit = fit.parameters.unit
     return {
         n: {"mean": float(m), "sd": float(s), "q05": float(a), "q95": float(b), "unit": unit, "crb_sd": float(c)}
         for n, m, s, a, b, c in rows
@@ -285,6 +384,11 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         "couplings": _couplings(result, name, fit.likelihood),
         "independent": _couplings(result, name, "independent"),
         "calibrated": _couplings(result, name, "calibrated"),
+        "nuisances": {
+            n: {"mean": float(v.mean()), "sd": float(v.std(ddof=1)), "q05": float(np.quantile(v, 0.05)), "q95": float(np.quantile(v, 0.95)),
+                "unit": fit.parameters.unit_of(n)}
+            for n, v in p.nuisances.items()
+        },
         "s2": {o.name: float(s) for o, s in zip(result.observations, row.least.s2, strict=True)},
         "s2_total": row.least.total,
         "s2_error": row.least.error,
@@ -294,11 +398,19 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         },
         "bic": row.bic,
         "bic_published": row.bic_published,
+        "bic_corrected": row.bic_corrected,
+        "effective_couplings": row.effective,
         "waic": row.waic.elpd,
         "waic_se": row.waic.se,
+        "waic_difference": list(row.waic_difference),
         "loo": row.loo.elpd,
         "loo_se": row.loo.se,
+        "loo_difference": list(row.loo_difference),
+        "waic_images": row.waic_images.elpd,
+        "loo_images": row.loo_images.elpd,
         "pareto_k_max": row.loo.pareto_k_max,
+        "stacking": row.stacking,
+        "consistency": None if row.consistency is None else asdict(row.consistency),
         "p_value": float(row.p_values[-1]),
         "p_values": {n: float(v) for n, v in zip([*(o.name for o in result.observations), "total"], row.p_values, strict=True)},
         "p_values_chi_square": {
@@ -306,8 +418,26 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         },
         "log_evidence": row.log_evidence[1.0],
         "log_evidence_error": row.evidence_error,
+        "log_evidence_pool_error": row.pool_error,
         "weight": row.weight[1.0],
+        "weight_error": row.weight_error,
+        "by_prior_width": {
+            str(s): {
+                n: {"mean": float(m), "sd": float(d)} for n, m, d in zip(p.names, row.posterior[s].mean, row.posterior[s].sd, strict=True)
+            }
+            for s in row.posterior
+        },
+        "practical": {
+            x.name: {"rope": x.rope, "inside": x.inside, "low": x.low, "high": x.high, "decision": x.decision} for x in row.practical
+        },
         "heterogeneity_p": row.heterogeneity_p,
+        "image_modes": None
+        if (h := row.heterogeneity) is None
+        else {
+            o.name: {n: {"mode": float(m), "sd": float(d)} for n, m, d in zip(p.names, modes, sd, strict=True)}
+            for o, modes, sd in zip(result.observations, h.modes, h.sd, strict=True)
+        },
+        "misfit": [asdict(s) for s in row.shifts if s.named],
         "rhat_max": float(p.rhat.max()) if has else None,
         "ess_min": float(p.ess.min()) if has else None,
         "divergences": p.divergences,

@@ -106,9 +106,34 @@ class InferSection(_Section):
     rounds: int | None = Field(default=None, ge=2)
     moved: float | None = Field(default=None, gt=0)
     support: float | None = Field(default=None, gt=0)
+    noise: float | None = Field(default=None, gt=0)
     warmup: int | None = Field(default=None, ge=50)
     draws: int | None = Field(default=None, ge=50)
     parallel: int | None = Field(default=None, ge=2)
+
+
+class NuisancesSection(_Section):
+    """[nuisances]: what else is uncertain, or differs between the images (see Nuisances).
+
+    `temperature_K` gives [mean, standard deviation] of unknown formation temperatures by image, `constant` the standard
+    deviation of the temperature-independent part of a coupling by its name.
+    """
+
+    energies: bool = False
+    reference_K: float | None = Field(default=None, gt=0)
+    temperature_K: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    constant: dict[str, float] = Field(default_factory=dict)
+    composition: bool = False
+    label_error: float = Field(default=0.0, ge=0, lt=1.5)
+
+    @field_validator("temperature_K", "constant")
+    @classmethod
+    def _positive(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(v > 0 for v in numbers):
+                raise ValueError(f"{name} = {list(numbers) if len(numbers) > 1 else value}: expected numbers above 0")
+        return given
 
 
 class PhasesSection(_Section):
@@ -135,6 +160,7 @@ class StudyFile(_Section):
     lattice: LatticeSection | None = None
     image: list[ImageSection] = Field(default_factory=list)
     infer: InferSection = Field(default_factory=InferSection)
+    nuisances: NuisancesSection = Field(default_factory=NuisancesSection)
     phases: PhasesSection = Field(default_factory=PhasesSection)
 
 

@@ -91,9 +91,10 @@ class Window:
             found.append(rows[(rows >= 0).all(axis=1)])
         return tuple(found)
 
-    def box(self, environments: Environments, composition: ArrayLike) -> tuple[Supercell, NDArray[np.int64]]:
+    def box(self, environments: Environments, composition: ArrayLike, times: int = 1) -> tuple[Supercell, NDArray[np.int64]]:
         """The periodic box to simulate, and its atoms of each species: larger than the window, meeting the composition.
 
+        The window is an open part of a crystal `times` as long along each periodic axis.
         Of the shapes within a few cells of (extent + margin) the one whose whole numbers of atoms come
         closest to the composition is taken, since rare species make the histogram sensitive to it.
         """
@@ -102,7 +103,7 @@ class Window:
             choices = [self.whole]
         else:
             reach = [r if periodic else 0 for r, periodic in zip(_reach(environments), lattice.periodic, strict=True)]
-            least = [n + max(_MARGIN, 2 * r) * (r > 0) for n, r in zip(self.extent, reach, strict=True)]
+            least = [max(n + max(_MARGIN, 2 * r), times * n) if r else n for n, r in zip(self.extent, reach, strict=True)]
             slack = [range(_SLACK + 1) if r else range(1) for r in reach]
             choices = [tuple(n + s for n, s in zip(least, extra, strict=True)) for extra in np.ndindex(*map(len, slack))]
         best = min(choices, key=lambda shape: (round(_mismatch(x, np.prod(shape) * len(lattice.basis)), 4), np.prod(shape)))

@@ -194,4 +194,4 @@ def test_window_of_the_image_is_that_of_the_simulation(images):
     """What the operator cuts out has as many environments as the image, unseen sites included."""
     campaign = Campaign.prepare([P1], images, seed=1, pool=Pool(), settings=QUICK, workers=1, report=lambda *_: None)
     for o in images:
-        assert campaign.operators[o.name].n == o.n == Window.of(o.configuration).complete(o.environments)[0].shape[0]
+        assert campaign.variants[o.name][0].operator.n == o.n == Window.of(o.configuration).complete(o.environments)[0].shape[0]

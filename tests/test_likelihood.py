@@ -12,7 +12,8 @@ from scipy import stats
 
 from bayesatoms.errors import CheckError, InputError
 from bayesatoms.hamiltonian import Hamiltonian, Pair
-from bayesatoms.inference.campaign import KINDS, Campaign, Settings, log_likelihoods, log_prior
+from bayesatoms.inference.campaign import KINDS, Campaign, Settings
+from bayesatoms.inference.densities import log_likelihoods, log_prior
 from bayesatoms.inference.likelihood import CalibratedDistance, IndependentDistance, calibrated_log_density
 from bayesatoms.inference.smooth import SmoothEmulator
 from bayesatoms.lattice import Lattice

@@ -25,9 +25,10 @@ from bayesatoms.imaging.micrograph import Micrograph, analyse
 from bayesatoms.imaging.render import render
 from bayesatoms.imaging.strain import strain
 from bayesatoms.inference import posterior
-from bayesatoms.inference.campaign import Settings, explore
+from bayesatoms.inference.campaign import Settings
 from bayesatoms.inference.comparison import compare
 from bayesatoms.inference.criteria import image_s2
+from bayesatoms.inference.densities import explore
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
 from bayesatoms.phases.candidates import Candidate

@@ -88,7 +88,7 @@ def result(images):
 
 def test_identical_observations_need_no_chain(images, result, monkeypatch):
     # all of infer but NUTS, which takes longer than all the rest
-    monkeypatch.setattr("bayesatoms.inference.posterior.sample", lambda *given: result["P1"].posteriors[given[3]])
+    monkeypatch.setattr("bayesatoms.inference.posterior.sample", lambda *given: result["P1"].posteriors[given[2]])
     again = infer([RANDOM, P1], images, seed=3, settings=QUICK, reuse=result)
     assert again.simulation["chains_simulated_now"] == 0 and again.notes == ()
     assert again.simulation["chains_reused"] == result.simulation["chains"]
@@ -131,8 +131,8 @@ def test_a_moved_window_and_an_image_that_does_not_fit(images, result):
         report=lambda *_: None, past=result.simulated,
     )  # fmt: skip
     assert campaign.shapes["one"] == result.simulated.boxes["one"].shape
-    assert campaign.atoms["one"] == result.simulated.boxes["one"].atoms
-    assert campaign.atoms["two"] != result.simulated.boxes["two"].atoms
+    assert campaign.variants["one"][0].atoms == result.simulated.boxes["one"].atoms
+    assert campaign.variants["two"][0].atoms != result.simulated.boxes["two"].atoms
     assert len(campaign.notes) == 1 and "two: the composition is beyond one standard deviation" in campaign.notes[0]
     campaign.gather(result.simulated.points)
     assert campaign.pool.simulated == len(result.simulated.points)  # of the second image only

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,19 @@ from ..lattice import Supercell
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
-from ..window import Operator
+from .densities import emulator_error, explore, scoring, widths
 from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Records
-from .likelihood import calibrated_log_density, independent_log_density
+from .parameters import Nuisances, Parameters, noisy
 from .pseudolikelihood import pseudo_likelihood
 from .reuse import Box, Point, Simulated, geometry, identity
 from .smooth import SmoothEmulator
 from .statistic import Statistic, union
+from .variation import Variant, VariedEmulator, middle, variants
 
-KINDS = ("calibrated", "independent")
+KINDS = ("calibrated", "independent")  # likelihoods that every image has
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
+_REFITS = 3  # fits of one round at most, each where the last found the posterior
+_WIDER = 2.25  # first covariance over that of the posterior
 _AWAY = 2.5  # standard deviations from a region's centre beyond which a posterior is not inside it
 
 
@@ -41,7 +43,8 @@ class Settings:
     points : chains a round for each posterior; samples, sweeps, burn : records of a chain, sweeps
     between them and before the first; rounds : at most; moved : largest shift of a mean, in standard
     deviations, that counts as standing still; support : effective records under the posterior, in
-    chains, below which chains are added; warmup, draws, parallel : NUTS steps and chains.
+    chains, below which chains are added; noise : largest part of a standard deviation by which the pool's own
+    error may move a mean before chains are added; warmup, draws, parallel : NUTS steps and chains.
     """
 
     points: int = 8
@@ -51,6 +54,7 @@ class Settings:
     rounds: int = 8
     moved: float = 0.15
     support: float = 1.0
+    noise: float = 0.15
     warmup: int = 500
     draws: int = 2000
     parallel: int = 4
@@ -60,11 +64,11 @@ class Settings:
 class Region:
     """Where one posterior is believed to be, and its history.
 
-    `centre`, `cov` are the current mean and covariance (k,), (k, k); `draws` (n, k) equally weighted;
-    `settled` says that the last round left it in place with support.
+    `centre`, `cov` are the current mean and covariance (p,), (p, p); `draws` (n, p) equally weighted;
+    `settled` says that the last round left it in place with support, `beyond` that it lies outside the region fitted.
     """
 
-    model: Hamiltonian
+    parameters: Parameters
     kind: str
     centre: NDArray[np.float64]
     cov: NDArray[np.float64]
@@ -72,6 +76,11 @@ class Region:
     smooth: SmoothEmulator | None = None
     settled: bool = False
     support: float = 0.0
+    beyond: bool = False
+
+    @property
+    def model(self) -> Hamiltonian:
+        return self.parameters.model
 
 
 @dataclass(eq=False)
@@ -88,9 +97,11 @@ class Campaign:
     report: Progress
     names: tuple[str, ...]
     compiled: dict[str, Compiled] = field(default_factory=dict)
-    operators: dict[str, Operator] = field(default_factory=dict)
-    atoms: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    records: dict[str, list[Records]] = field(default_factory=dict)
+    nuisances: Nuisances = field(default_factory=Nuisances)
+    kinds: tuple[str, ...] = KINDS
+    variants: dict[str, list[Variant]] = field(default_factory=dict)
+    records: dict[str, list[list[Records]]] = field(default_factory=dict)
+    shares: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     orbits: Mapping[str, Orbit] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     design: list[Point] = field(default_factory=list)
@@ -98,6 +109,7 @@ class Campaign:
     notes: list[str] = field(default_factory=list)
     emulator: Emulator | None = None
     moves: int = 0
+    counted: set[str] = field(default_factory=set)  # chains whose moves are in `moves`: images of one box share theirs
     history: list[dict] = field(default_factory=list)
 
     @classmethod
@@ -113,21 +125,27 @@ class Campaign:
         report: Progress,
         statistic: Statistic | None = None,
         past: Simulated | None = None,
+        nuisances: Nuisances | None = None,
+        kinds: tuple[str, ...] = KINDS,
     ) -> Campaign:
         """Declare the statistic, choose each image's box (a past campaign's where it serves) and compile the union of all terms on it."""
-        check_inputs(models, observations)
+        check_inputs(models, observations, kinds)
         orbits = union({m.name: dict(zip(m.names, m.orbits, strict=True)) for m in models})
         if statistic is None:
             statistic = Statistic.of_terms(observations[0].environments, orbits)
         campaign = cls(models, observations, statistic, pool, seed, settings, workers, report, tuple(orbits), orbits=orbits, past=past)
+        campaign.nuisances, campaign.kinds = nuisances or Nuisances(), kinds
         if past is not None:
             past.check(observations, orbits)
         for o in observations:
             supercell, atoms = campaign._box(o)
             campaign.shapes[o.name] = supercell.shape
             campaign.compiled[o.name] = Compiled.build(list(orbits.values()), supercell, len(o.environments.species))
-            campaign.operators[o.name] = Operator(o.environments, o.window, supercell, o.response)
-            campaign.atoms[o.name], campaign.records[o.name] = tuple(int(a) for a in atoms), []
+            campaign.variants[o.name] = variants(o, supercell, atoms, campaign.nuisances)
+            campaign.records[o.name] = [[] for _ in campaign.variants[o.name]]
+            inside = np.zeros(supercell.n_sites, dtype=bool)
+            inside[supercell.index(o.window.sites)] = True
+            campaign.shares[o.name] = np.array([inside[orbit.instances(supercell)].all(axis=1).mean() for orbit in orbits.values()])
         return campaign
 
     def _box(self, o: Observation) -> tuple[Supercell, Sequence[int]]:
@@ -136,59 +154,122 @@ class Campaign:
                 return self.past.box(o)
             except InputError as misfit:
                 self.notes.append(str(misfit))
-        return o.window.box(o.environments, o.true_composition)
+        # the window's composition says something of the sample's only if the box is much larger than the window
+        return o.window.box(o.environments, o.true_composition, 2 if self.nuisances.composition else 1)
 
-    def simulate(self, points: NDArray[np.float64]) -> Emulator:
-        """Run chains at union couplings (m, q) for every image and solve the pool anew."""
-        s = self.settings
-        return self.gather([Point(tuple(w.tolist()), s.samples, s.sweeps, s.burn, self.seed) for w in points])
+    def simulate(self, points: NDArray[np.float64], parameters: Parameters | None = None) -> Emulator:
+        """Run chains at union couplings (m, q) for every image, or at parameters (m, p) of a model, and solve the pool anew."""
+        return self.gather(self._recipes(points, parameters))
+
+    def _recipes(self, points: NDArray[np.float64], parameters: Parameters | None = None) -> list[Point]:
+        s, q = self.settings, len(self.names)
+        length = (s.samples, s.sweeps, s.burn, self.seed)
+        if parameters is None or parameters.shared:
+            union = points if parameters is None else points @ self._embed(parameters.model)
+            return [Point(tuple(w.tolist()), *length) for w in union]
+        each = {o.name: parameters.union(o.name, points, self._embed(parameters.model))[:, :q] for o in self.observations}
+        return [Point(tuple(w.tolist()), *length, name) for name, union in each.items() for w in union]
+
+    def _embed(self, model: Hamiltonian) -> NDArray[np.float64]:
+        return np.array([[float(n == u) for u in self.names] for n in model.names]).reshape(len(model.names), len(self.names))
 
     def gather(self, points: Sequence[Point]) -> Emulator:
         """Chains of every image, from the pool (the past campaign's too) or run, and the pool solved anew."""
         recipes = [
-            DesignPoint(self.compiled[o.name], np.array(p.couplings), self.atoms[o.name], p.samples, p.sweeps, p.burn, p.seed)
+            DesignPoint(self.compiled[o.name], np.array(p.couplings), v.atoms, p.samples, p.sweeps, p.burn, p.seed)
             for o in self.observations
             for p in points
+            if p.image in (None, o.name)
+            for v in self.variants[o.name]
         ]
         if self.past is not None:
             self.pool.take(recipes, self.past.pool)
-        found = iter(self.pool.run(recipes, workers=self.workers, progress=self.report))
+        chains = zip(recipes, self.pool.run(recipes, workers=self.workers, progress=self.report), strict=True)
         self.design.extend(points)
-        images = {}
         for o in self.observations:
             name = np.frombuffer(o.name.encode(), np.uint8)
-            for _ in points:  # the operator's random numbers follow from the image and the chain's place, not from the round
-                rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(self.records[o.name]), *name]))
-                chain = next(found)
-                self.records[o.name].append(Records.of(chain, self.operators[o.name], rng))
-                self.moves += chain.moves
-            before = self.emulator.images[o.name].reweighting.free_energies if self.emulator else None
-            images[o.name] = ImageEmulator.build(o, self.statistic, self.records[o.name], before)
-        self.emulator = Emulator(self.names, images, self.statistic)
+            for _ in (p for p in points if p.image in (None, o.name)):
+                for number, (variant, records) in enumerate(zip(self.variants[o.name], self.records[o.name], strict=True)):
+                    # the operator's random numbers follow from the image and the chain's place, not from the round
+                    rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(records), *name, *([number] if number else [])]))
+                    recipe, chain = next(chains)
+                    records.append(Records.of(chain, variant.operator, rng))
+                    if recipe.key not in self.counted:
+                        self.counted.add(recipe.key)
+                        self.moves += chain.moves
+        images = {o.name: self._emulate(o, 0) for o in self.observations}
+        varied = {}
+        for o in self.observations:
+            if len(self.variants[o.name]) > 1:
+                rows = images[o.name].rows
+                sides = [self._emulate(o, i, rows) for i in range(1, len(self.variants[o.name]))]
+                at = middle(o, self.variants[o.name][0].atoms, self.nuisances)
+                ends = [v.place for v in self.variants[o.name][1:]]
+                pairs = list(zip(sides[::2], sides[1::2], strict=True))
+                places = np.column_stack([ends[::2], at, ends[1::2]])
+                varied[o.name] = VariedEmulator(images[o.name], pairs, places)
+        self.emulator = Emulator(self.names, images, self.statistic, varied, not self.nuisances.composition)
         return self.emulator
+
+    def _emulate(self, o: Observation, variant: int, rows: tuple[int, ...] | None = None) -> ImageEmulator:
+        """The emulator of one image, or of one of its variants."""
+        before = None
+        if self.emulator is not None:
+            old = self.emulator.images[o.name]
+            if variant:
+                old = self.emulator.varied[o.name].sides[(variant - 1) // 2][(variant - 1) % 2]
+            before = old.reweighting.free_energies
+        seen = None
+        if o.window.whole and not noisy(o) and o.probabilities is None and o.configuration is not None:
+            seen = self.compiled[o.name].features(o.configuration.flat)
+        box = (self.shapes[o.name], self.variants[o.name][0].atoms)
+        shared = sum((self.shapes[other.name], self.variants[other.name][0].atoms) == box for other in self.observations)
+        return ImageEmulator.build(
+            o,
+            self.statistic,
+            self.records[o.name][variant],
+            before,
+            shared=shared,
+            features_seen=seen,
+            rows=rows,
+            shares=self.shares[o.name],
+        )
 
     # ------------------------------------------------------------------ where to start
 
-    def start(self, model: Hamiltonian, given: Mapping[str, float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def start(self, parameters: Parameters, given: Mapping[str, float] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """First centre and covariance: given, or pseudo-likelihood, or linear response about the random alloy; Cramer-Rao width."""
         assert self.emulator is not None
-        origin, k = np.zeros(len(model.names)), len(model.names)
-        steps = [scoring(self.emulator, model, o, origin) for o in self.observations]
+        model, k = parameters.model, len(parameters.model.names)
+        origin = np.array([float(np.asarray(parameters.prior(n).mean)) for n in parameters.names])
+        origin[:k] = 0.0
+        for o in self.observations:
+            places = list(parameters.own[o.name])
+            origin[places] = middle(o, self.variants[o.name][0].atoms, self.nuisances)
+        # a weak prior keeps directions finite in which the images say nothing; what is no coupling keeps its own
+        weak = np.diag(1 / widths(parameters) ** 2)
+        for o in self.observations:
+            for place in parameters.own[o.name]:
+                if parameters.names[place].startswith("x_"):  # what the window shows says more than a flat prior
+                    weak[place, place] = o.n / max(origin[place] * (1 - origin[place]), 1e-6)
+        # the energy is felt at a temperature only where there is one: slopes at the origin leave temperatures to their priors
+        steps = [scoring(self.emulator, parameters, o, origin) for o in self.observations]
         information, score = sum(i for i, _ in steps), sum(s for _, s in steps)
-        response = np.linalg.solve(information + np.eye(k), score)
-        # a weak prior keeps directions finite in which the images say nothing
-        cov = 2.25 * np.linalg.inv(information + np.eye(k))
+        response = origin + np.linalg.solve(information + weak, score)
+        cov = _WIDER * np.linalg.inv(information + weak)
         if given is not None:
-            return model.vector(given), cov
-        guess = pseudo_likelihood(model, self.observations)
-        centre = guess.couplings if guess is not None and guess.exact else response
+            origin[:k] = model.vector(given)
+            return origin, cov
+        centre, guess = response, pseudo_likelihood(model, self.observations) if parameters.shared or not parameters.temperature else None
+        if guess is not None and guess.exact:
+            centre[:k] = guess.couplings
         for a, name in enumerate(model.names):  # a bounded prior may exclude the estimate: begin inside it, one width away
             prior = model.prior(name)
             for side in (1, -1):
                 if not np.asarray(prior.support(centre[a])) and np.asarray(prior.support(side * np.sqrt(cov[a, a]))):
-                    centre = np.where(np.arange(k) == a, side * np.sqrt(cov[a, a]), centre)
+                    centre[a] = side * np.sqrt(cov[a, a])
             if not np.asarray(prior.support(centre[a])):
-                centre = np.where(np.arange(k) == a, float(prior.mean), centre)
+                centre[a] = float(prior.mean)
         return centre, cov
 
     # ------------------------------------------------------------------ rounds
@@ -203,16 +284,20 @@ class Campaign:
         for model in self.models:
             if model.terms:
                 given = (starts or {}).get(model.name)
-                start = self.start(model, given)
-                known = {} if self.past is None or given is not None else {kind: self.past.centre(model, kind) for kind in KINDS}
-                regions += [Region(model, k, *(known.get(k) or start), np.zeros((0, len(start[0])))) for k in KINDS]
+                parameters = Parameters.of(model, self.observations, self.nuisances)
+                start = self.start(parameters, given)
+                known = {} if self.past is None or given is not None else {k: self.past.centre(parameters, k) for k in self.kinds}
+                for kind in self.kinds:
+                    # the pseudo-likelihood of a whole crystal is nearly as sure as the exact likelihood: no need to look further
+                    centre, cov = known.get(kind) or (start[0], start[1] / _WIDER if kind == "exact" else start[1])
+                    regions.append(Region(parameters, kind, centre, cov, np.zeros((0, len(centre)))))
         if self.past is not None:
             regions = self.look(regions)
         for number in range(self.settings.rounds):
             active = [r for r in regions if not r.settled]
             if not active:
                 break
-            self.simulate(np.concatenate([self._points(r, number) for r in active]))
+            self.gather([p for r in active for p in self._recipes(self._points(r, number), r.parameters)])
             regions = [self._advance(r, number) for r in regions]
             self._remember(number, regions)
         return regions
@@ -233,10 +318,11 @@ class Campaign:
             geometry=geometry(first.lattice),
             species=first.species,
             terms={name: identity(orbit) for name, orbit in self.orbits.items()},
-            boxes={o.name: Box(self.shapes[o.name], self.atoms[o.name]) for o in self.observations},
+            boxes={o.name: Box(self.shapes[o.name], self.variants[o.name][0].atoms) for o in self.observations},
             points=tuple(self.design),
             centres={
-                f"{r.model.name}, {r.kind}": {"couplings": r.model.names, "mean": r.centre.tolist(), "cov": r.cov.tolist()} for r in regions
+                f"{r.model.name}, {r.kind}": {"couplings": r.parameters.names, "mean": r.centre.tolist(), "cov": r.cov.tolist()}
+                for r in regions
             },
             pool=self.pool,
         )
@@ -247,46 +333,60 @@ class Campaign:
         return [] if self.past is None else [len(self.past.points)]
 
     def _points(self, region: Region, number: int) -> NDArray[np.float64]:
-        """Design points of one region in union couplings: spread over it, wider than the posterior itself."""
+        """Design points of one region (points, p): spread over it, wider than the posterior itself."""
         assert self.emulator is not None
         key = [self.seed, number, *self._mark, *np.frombuffer((region.model.name + region.kind).encode(), np.uint8)]
         sobol = qmc.MultivariateNormalQMC(np.zeros(len(region.centre)), seed=np.random.default_rng(np.random.SeedSequence(key)))
-        count = 1 << (self.settings.points - 1).bit_length()
-        z = 1.6 * sobol.random(count)[: self.settings.points]
+        n = max(self.settings.points, 2 * len(region.centre))
+        z = 1.6 * sobol.random(1 << (n - 1).bit_length())[:n]
         points = region.centre + z @ np.linalg.cholesky(region.cov).T
         if len(region.draws):  # half of them at the draws that the pool supports least
             some = region.draws[:: max(1, len(region.draws) // 256)]
-            union = some @ self.emulator.embed(region.model)
-            supports = np.min([image.reweighting.support(union) for image in self.emulator.images.values()], axis=0)
-            thin = some[np.argsort(supports)[: 4 * (self.settings.points // 2) : 4]]
+            thin = some[np.argsort(self._supports(region, some))[: 4 * (n // 2) : 4]]
             points[: len(thin)] = thin
-        return points @ self.emulator.embed(region.model)
+        return points
+
+    def _supports(self, region: Region, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Least support (m,) among the images at parameters (m, p)."""
+        assert self.emulator is not None
+        if region.smooth is not None and (found := region.smooth.support(values)) is not None:
+            return found
+        embed, q = self.emulator.embed(region.model), len(self.names)
+        at = {name: region.parameters.union(name, values, embed)[:, :q] for name in self.emulator.images}
+        return np.min([image.reweighting.support(at[name]) for name, image in self.emulator.images.items()], axis=0)
 
     def _advance(self, region: Region, number: int) -> Region:
+        """Where the posterior is on the chains there are now, and whether it stands still, supported and known well enough."""
         assert self.emulator is not None
         key = [self.seed, 7, number, *self._mark, *np.frombuffer(region.model.name.encode(), np.uint8)]
         rng = np.random.default_rng(np.random.SeedSequence(key))
-        try:
-            smooth = SmoothEmulator.fit(self.emulator, region.model, region.centre, region.cov, rng)
-        except CheckError:
-            return replace(region, settled=False)  # too thin a pool: more chains over the same region
-        draws = explore(smooth, self.observations, region.kind, rng)
-        centre, cov = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
-        away = float(np.linalg.norm(smooth.whitened(centre[None])))
-        if away > _AWAY:
-            # the posterior lies beyond this region: what was found is its edge, whose width says nothing
-            return replace(region, centre=centre, cov=region.cov, draws=draws, smooth=smooth, settled=False)
-        sd = np.sqrt(np.diag(cov))
-        shift = np.abs(centre - region.centre) / sd
-        width = np.abs(np.log(sd / np.sqrt(np.diag(region.cov))))
-        some = draws[:: max(1, len(draws) // 256)] @ self.emulator.embed(region.model)
-        supports = np.min([image.reweighting.support(some) for image in self.emulator.images.values()], axis=0)
+        found = region
+        for _ in range(_REFITS):  # chains tell most about the place for which the polynomials are fitted: follow the posterior there
+            before, found = found, self._refit(found, rng)
+            if found.smooth is before.smooth or _moved(before, found) < self.settings.moved:
+                break
+        if found.smooth is None or found.smooth is region.smooth:
+            return replace(found, settled=False)  # too thin a pool: more chains over the same region
+        supports = self._supports(found, found.draws[:: max(1, len(found.draws) // 256)])
         support = float(np.quantile(supports, 0.05))
         # the bulk well supported, and the outermost draws twice as well as they will be checked for
         held = support > self.settings.support and supports.min() > 2 * SUPPORT_BAR
-        first = region.smooth is None
-        still = not first and bool(max(shift.max(), width.max()) < self.settings.moved)
-        return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, settled=bool(still and held), support=support)
+        quiet = emulator_error(self.emulator, found.smooth, self.observations, found.centre, found.cov).max() < self.settings.noise
+        still = region.smooth is not None and not found.beyond and _moved(region, found) < self.settings.moved
+        return replace(found, settled=bool(still and held and quiet), support=support)
+
+    def _refit(self, region: Region, rng: np.random.Generator) -> Region:
+        """The posterior on polynomials fitted where it is believed to be; the region unchanged if the pool is too thin there."""
+        assert self.emulator is not None
+        try:
+            smooth = SmoothEmulator.fit(self.emulator, region.parameters, region.centre, region.cov, rng)
+        except CheckError:
+            return region
+        draws = explore(smooth, self.observations, region.kind, rng)
+        centre, cov = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
+        # a posterior that lies beyond its region was found at the edge, whose width says nothing
+        beyond = float(np.linalg.norm(smooth.whitened(centre[None]))) > _AWAY
+        return replace(region, centre=centre, cov=region.cov if beyond else cov, draws=draws, smooth=smooth, beyond=beyond)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
         for r in regions:
@@ -302,8 +402,19 @@ class Campaign:
             self.history.append({**row, "chains": len(self.design), "settled": r.settled})
 
 
-def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observation]) -> None:
+def _moved(before: Region, after: Region) -> float:
+    """Largest shift of a mean, in standard deviations, or change of a width, in its logarithm."""
+    sd, old = np.sqrt(np.diag(after.cov)), np.sqrt(np.diag(before.cov))
+    return float(max((np.abs(after.centre - before.centre) / sd).max(), np.abs(np.log(sd / old)).max()))
+
+
+def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observation], kinds: Sequence[str] = KINDS) -> None:
     """Refuse what cannot be inferred from: nothing to infer, names twice, lattices or species that differ (InputError)."""
+    for o in observations if "exact" in kinds else ():
+        if o.configuration is None or not o.window.whole or noisy(o) or o.probabilities is not None:
+            raise InputError(
+                f"{o.name} is no whole periodic crystal without label errors: its exact likelihood is unknown; use the calibrated one"
+            )
     if not models or not observations:
         raise InputError(f"{len(models)} models and {len(observations)} observations given; expected at least one of each")
     if not any(m.terms for m in models):
@@ -328,92 +439,3 @@ def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observati
                 f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; "
                 f"the images are on {first.lattice!r} with {'/'.join(first.species)}"
             )
-
-
-def scoring(
-    emulator: Emulator, model: Hamiltonian, observation: Observation, couplings: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fisher information (k, k) and score (k,) of one image at a model's couplings, by linear response: dm/dw = -Cov(t, F)."""
-    image, embed = emulator.images[observation.name], emulator.embed(model)
-    moments = image.moments(couplings @ embed)
-    weights = image.reweighting.weights(couplings @ embed)
-    apart = image.table[:, : len(image.offset)] + image.offset - moments.mean
-    slope = -(apart * weights[:, None]).T @ image.reweighting.features @ embed.T
-    given = image.n_composition
-    # whitening by the Cholesky factor and dropping its leading rows is conditioning on the composition
-    jacobian = np.linalg.solve(moments.lower, slope)[given:]
-    apart = np.linalg.solve(moments.lower, emulator.statistic(observation) - moments.mean)[given:]
-    return jacobian.T @ jacobian, jacobian.T @ apart
-
-
-def log_likelihoods(
-    smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, couplings: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Log likelihood of each image at many couplings (m, k); shape (m, images)."""
-    columns = []
-    for o in observations:
-        mean, lower, histogram = (part[0] for part in smooth.factors([o.name], couplings))
-        if kind == "calibrated":
-            columns.append(calibrated_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
-        else:
-            columns.append(independent_log_density(o.histogram, histogram, o.n))
-    return np.stack(columns, axis=1)
-
-
-def pool_log_likelihoods(
-    emulator: Emulator, observations: Sequence[Observation], kind: str, union: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The same straight from the pool, at union couplings (m, q); shape (m, images)."""
-    columns = []
-    for o in observations:
-        moments, _ = emulator.images[o.name].batch(union)
-        if kind == "calibrated":
-            columns.append(calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, emulator.n_composition(o)))
-        else:
-            columns.append(independent_log_density(o.histogram, moments.histogram, o.n))
-    return np.stack(columns, axis=1)
-
-
-def log_prior(model: Hamiltonian, couplings: NDArray[np.float64], scale: float = 1.0) -> NDArray[np.float64]:
-    """Log prior density at couplings (m, k); `scale` widens every prior about its mean, or about 0 where it is bounded."""
-    total = np.zeros(len(couplings))
-    for a, name in enumerate(model.names):
-        prior = model.prior(name)
-        middle = float(prior.mean)
-        about = middle if scale != 1 and unbounded(prior) and np.isfinite(middle) else 0.0
-        value = about + (couplings[:, a] - about) / scale
-        inside = np.asarray(prior.support(value))
-        total += np.where(inside, np.asarray(prior.log_prob(np.where(inside, value, middle))), -np.inf) - np.log(scale)
-    return total
-
-
-def unbounded(prior: Any) -> bool:
-    """Whether a prior allows any real number."""
-    return bool(np.all(np.asarray(prior.support(np.array([-1e6, -1.0, 0.0, 1.0, 1e6])))))
-
-
-def explore(
-    smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, rng: np.random.Generator, n: int = 3000
-) -> NDArray[np.float64]:
-    """Equally weighted draws (n, k) of the posterior on a smooth emulator, by adaptive importance sampling with Student-t proposals."""
-    centre, root = smooth.centre, 1.3 * smooth.scale
-    for _ in range(8):
-        k, freedom = len(centre), 6.0
-        z = rng.normal(size=(n, k)) / np.sqrt(rng.chisquare(freedom, size=(n, 1)) / freedom)
-        w = centre + z @ root.T
-        proposal = -(freedom + k) / 2 * np.log1p((z**2).sum(axis=1) / freedom)
-        target = log_likelihoods(smooth, observations, kind, w).sum(axis=1) + log_prior(smooth.model, w) + smooth.leash(w)
-        weight = target - proposal
-        if not np.isfinite(weight.max()):
-            raise CheckError(
-                f"{smooth.model.name}: no point near {centre.round(3).tolist()} is possible under the prior; give a start inside it"
-            )
-        weight = np.exp(weight - weight.max())
-        weight /= weight.sum()
-        centre = weight @ w
-        apart = w - centre
-        cov = (apart * weight[:, None]).T @ apart + 1e-12 * np.eye(k)
-        root = np.linalg.cholesky(cov) * 1.2
-        if 1 / (weight**2).sum() > 0.5 * n:
-            break
-    return w[rng.choice(n, size=n, p=weight)]

@@ -1,28 +1,62 @@
-"""Criteria by which one model is judged: smallest S2, information criteria, evidence, p-values.
+"""Criteria by which one model is judged: smallest S2, greatest likelihood, WAIC, LOO, practical equivalence to zero.
 
-Each is a function of arrays or of a fit; `comparison` puts them side by side.
+Each is a function of arrays or of a fit; `comparison` puts them side by side. Evidence, p-values and
+corrected BIC have files of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from ..environments import Environments
 from ..hamiltonian import Hamiltonian
-from .campaign import log_likelihoods, log_prior, unbounded
+from .densities import log_likelihoods, pool_log_likelihoods
 from .distance import squared_distance
-from .emulator import SUPPORT_BAR, Emulator
+from .emulator import SUPPORT_BAR
 from .posterior import Fit, Result
+from .sampling import Posterior
 
 _GROUPS = 8  # of chains, for the jackknife
+_MASS = 0.95  # of the interval that decides about practical equivalence
+
+
+def judged(fit: Fit) -> Posterior:
+    """The posterior that a comparison rests on: under the exact likelihood where there is one, else under the calibrated one.
+
+    Examples
+    --------
+    ``judged(result["P1"]).mean`` after ``result = infer(...)``.
+    """
+    return fit.posteriors["exact"] if "exact" in fit.posteriors else fit.posteriors["calibrated"]
+
+
+def everywhere(result: Result, fit: Fit, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Where each image lies in the pool at a model's parameters (m, p): union couplings first, (m, q + own coordinates).
+
+    Examples
+    --------
+    ``everywhere(result, result["P1"], judged(result["P1"]).full[:10])`` after ``result = infer(...)``.
+    """
+    embed = result.emulator.embed(fit.model)
+    if not fit.model.terms:
+        return {o.name: np.zeros((len(values), len(result.emulator.names))) for o in result.observations}
+    return {o.name: fit.parameters.union(o.name, values, embed) for o in result.observations}
+
+
+def with_couplings(fit: Fit, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Parameters (m, p) of given couplings (m, k), the nuisances at their posterior means.
+
+    Examples
+    --------
+    ``with_couplings(result["P1"], np.array([[0.1], [0.2]]))``.
+    """
+    rest = np.array([float(v.mean()) for v in judged(fit).nuisances.values()])
+    return np.column_stack([couplings, np.broadcast_to(rest, (len(couplings), len(rest)))])
 
 
 # ---------------------------------------------------------------------- smallest statistical distance
@@ -60,41 +94,74 @@ def least_distance(result: Result, model: Hamiltonian, starts: Sequence[NDArray[
     posterior = result[model.name].posteriors["independent"]
     scale = posterior.sd
 
-    def search(start: NDArray, keep: list[NDArray] | None, spread: float) -> tuple[NDArray, NDArray]:
+    def search(start: NDArray) -> tuple[NDArray, NDArray]:
         def objective(w: NDArray) -> float:
-            s2 = image_s2(result, model, w, keep)
+            s2 = image_s2(result, model, w)
             return float(n @ s2 / n.sum()) if np.isfinite(s2).all() else 1e3
 
-        simplex = np.vstack([start, start + spread * np.diag(scale)])
+        simplex = np.vstack([start, start + 0.7 * np.diag(scale)])
         options = {"initial_simplex": simplex, "xatol": 0.003 * scale.min(), "fatol": 1e-9, "maxiter": 400}
         found = minimize(objective, start, method="Nelder-Mead", options=options)
-        return found.x, image_s2(result, model, found.x, keep)
+        return found.x, image_s2(result, model, found.x)
 
-    tried = [search(np.asarray(s, dtype=float), None, 0.7) for s in (posterior.mean, *starts)]
+    tried = [search(np.asarray(s, dtype=float)) for s in (posterior.mean, *starts)]
     best, s2 = min(tried, key=lambda t: np.where(np.isfinite(t[1]), t[1], 1e3) @ n)
-    left_out = [search(best, keep, 0.2) for keep in _groups(result.emulator)]
-    totals, places = np.array([n @ s / n.sum() for _, s in left_out]), np.array([w for w, _ in left_out])
+    totals, places = _left_out_minima(result, model, best, 0.5 * scale)
     factor = (_GROUPS - 1) / _GROUPS
     error = np.sqrt(factor * ((totals - totals.mean()) ** 2).sum())
     coupling_error = np.sqrt(factor * ((places - places.mean(axis=0)) ** 2).sum(axis=0))
     return LeastDistance(best, coupling_error, s2, float(n @ s2 / n.sum()), float(error))
 
 
-def image_s2(
-    result: Result, model: Hamiltonian, couplings: NDArray[np.float64], keep: Sequence[NDArray] | None = None
-) -> NDArray[np.float64]:
-    """S2 of each image at a model's couplings straight from the pool; NaN where it has no support."""
-    union, values = (couplings @ result.emulator.embed(model))[None], []
-    for i, o in enumerate(result.observations):
-        histogram, support = result.emulator.images[o.name].histogram(union, None if keep is None else keep[i])
+def _left_out_minima(
+    result: Result, model: Hamiltonian, best: NDArray[np.float64], step: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least total S2 (groups,) and its place (groups, k) without each group of chains, by the parabola through points around `best`."""
+    k = len(best)
+    pairs = [(a, b) for a in range(k) for b in range(a)]
+    unit = np.eye(k)
+    z = np.vstack([np.zeros((1, k)), unit, -unit, *((unit[a] + unit[b])[None] for a, b in pairs)])
+    fit, q = result[model.name], len(result.emulator.names)
+    union = everywhere(result, fit, with_couplings(fit, best + z * step))
+    n = np.array([o.n for o in result.observations], dtype=float)
+    totals = np.zeros((_GROUPS, len(z)))
+    for o, share in zip(result.observations, n / n.sum(), strict=True):
+        image = result.emulator.images[o.name]
+        weights, frequencies = image.reweighting.weights(union[o.name][:, :q]), image.table[:, -len(o.counts) :]
+        owner = np.repeat(np.arange(len(image.reweighting.records)), image.reweighting.records.astype(int)) % _GROUPS
+        parts = np.stack([weights[:, owner == g] @ frequencies[owner == g] for g in range(_GROUPS)])
+        rest = parts.sum(axis=0) - parts
+        totals += share * squared_distance(o.histogram, rest / rest.sum(axis=-1, keepdims=True))
+    middle, ahead, behind = totals[:, 0], totals[:, 1 : k + 1], totals[:, k + 1 : 2 * k + 1]
+    gradient, curvature = (ahead - behind) / 2, np.zeros((_GROUPS, k, k))
+    curvature[:, np.arange(k), np.arange(k)] = ahead + behind - 2 * middle[:, None]
+    for number, (a, b) in enumerate(pairs):
+        both = totals[:, 2 * k + 1 + number] - ahead[:, a] - ahead[:, b] + middle
+        curvature[:, a, b] = curvature[:, b, a] = both
+    values, vectors = np.linalg.eigh(curvature)
+    # where the surface is no bowl the step would lead nowhere: stay
+    bowl = values > 1e-3 * np.maximum(values.max(axis=1, keepdims=True), 1e-300)
+    along = np.einsum("gab,ga->gb", vectors, gradient)
+    move = np.where(bowl, -along / np.where(bowl, values, 1.0), 0.0)
+    length = np.linalg.norm(move, axis=1, keepdims=True)
+    move = move * np.minimum(1.0, 3.0 / np.maximum(length, 1e-300))  # the parabola is local
+    least = middle + (along * move + 0.5 * values * move**2).sum(axis=1)
+    return least, best + np.einsum("gab,gb->ga", vectors, move) * step
+
+
+def image_s2(result: Result, model: Hamiltonian, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """S2 of each image at a model's couplings straight from the pool; NaN where it has no support.
+
+    Examples
+    --------
+    ``image_s2(result, result["P1"].model, np.array([-0.1]))`` after ``result = infer(...)``.
+    """
+    fit, q, values = result[model.name], len(result.emulator.names), []
+    union = everywhere(result, fit, with_couplings(fit, couplings[None]))
+    for o in result.observations:
+        histogram, support = result.emulator.images[o.name].histogram(union[o.name][:, :q])
         values.append(float(squared_distance(o.histogram, histogram[0])) if support[0] >= SUPPORT_BAR else np.nan)
     return np.array(values)
-
-
-def _groups(emulator: Emulator) -> list[list[NDArray[np.bool_]]]:
-    """For each jackknife group, which snapshots of each image stay when its chains are left out."""
-    owners = [np.repeat(np.arange(len(i.reweighting.records)), i.reweighting.records.astype(int)) for i in emulator.images.values()]
-    return [[owner % _GROUPS != g for owner in owners] for g in range(_GROUPS)]
 
 
 # ---------------------------------------------------------------------- information criteria
@@ -102,13 +169,19 @@ def _groups(emulator: Emulator) -> list[list[NDArray[np.bool_]]]:
 
 @dataclass(frozen=True, eq=False)
 class Elpd:
-    """Expected log predictive density (higher is better) with its standard error, effective parameters and warnings."""
+    """Expected log predictive density (higher is better) with its standard error and effective parameters p.
+
+    pointwise (points,); pareto_k of each point and the largest, where it was smoothed; `exact` says for how many
+    points the posterior without them was found instead.
+    """
 
     elpd: float
     se: float
     p: float
     pointwise: NDArray[np.float64]
     pareto_k_max: float | None = None
+    pareto_k: NDArray[np.float64] | None = None
+    exact: int = 0
 
 
 def waic(log_likelihood: NDArray[np.float64], multiplicity: NDArray[np.float64] | None = None) -> Elpd:
@@ -148,7 +221,7 @@ def loo(log_likelihood: NDArray[np.float64], multiplicity: NDArray[np.float64] |
             found.append(tuple(float(v) for v in array_stats.loo(column, chain_axis=0, draw_axis=1)))
     pointwise, k, p = np.array(found).T
     worst = float(k.max()) if np.isfinite(k.max()) else None
-    return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), float(weight @ p), pointwise, worst)
+    return Elpd(float(weight @ pointwise), _standard_error(pointwise, weight), float(weight @ p), pointwise, worst, k)
 
 
 def _standard_error(pointwise: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
@@ -157,110 +230,90 @@ def _standard_error(pointwise: NDArray[np.float64], weight: NDArray[np.float64])
     return float(np.sqrt(weight @ (pointwise - mean) ** 2))
 
 
-def greatest_log_likelihood(result: Result, fit: Fit) -> float:
-    """Maximum of the calibrated log likelihood, for the BIC."""
-    calibrated = fit.posteriors["calibrated"]
-    if not fit.model.terms:
-        return float(calibrated.log_likelihood[0, 0].sum())
-    smooth = fit.smooth["calibrated"]
-    best = calibrated.flat[np.argmax(calibrated.log_likelihood.sum(axis=-1))]
-    found = minimize(lambda w: -_smooth_total(result, smooth, "calibrated", w[None])[0], best, method="Nelder-Mead")
-    return float(-found.fun)
+@dataclass(frozen=True, eq=False)
+class Greatest:
+    """The maximum of a model's log likelihood, where it lies (k,), and the rms error of the smooth emulator that found it."""
+
+    log_likelihood: float
+    couplings: NDArray[np.float64]
+    error: float
 
 
-def _smooth_total(result: Result, smooth, kind: str, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
-    return log_likelihoods(smooth, result.observations, kind, couplings).sum(axis=1) + smooth.leash(couplings)
+def greatest_log_likelihood(result: Result, fit: Fit) -> Greatest:
+    """Maximum of the judged log likelihood over the couplings, for the BIC and the nested check.
 
-
-# ---------------------------------------------------------------------- evidence
-
-
-def log_evidence(result: Result, fit: Fit, prior_scale: float = 1.0) -> tuple[float, float]:
-    """Log evidence under the calibrated likelihood, and its numerical error.
-
-    Gauss-Hermite quadrature in the posterior's own axes for up to three couplings, checked by
-    importance sampling from a Student-t proposal; the latter alone beyond three or under a bounded prior. `prior_scale` widens
-    every prior. All models are judged on one statistic, so their evidences compare.
+    Examples
+    --------
+    ``greatest_log_likelihood(result, result["P1"]).couplings`` after ``result = infer(...)``.
     """
-    calibrated = fit.posteriors["calibrated"]
+    posterior = judged(fit)
     if not fit.model.terms:
-        return float(calibrated.log_likelihood[0, 0].sum()), 0.0
-    smooth, k = fit.smooth["calibrated"], len(fit.model.names)
+        return Greatest(float(posterior.log_likelihood[0, 0].sum()), np.zeros(0), 0.0)
+    smooth = fit.smooth[posterior.kind]
 
-    def density(w: NDArray) -> NDArray:
-        return _smooth_total(result, smooth, "calibrated", w) + log_prior(fit.model, w, prior_scale)
+    def total(w: NDArray) -> NDArray:
+        return log_likelihoods(smooth, result.observations, posterior.kind, w).sum(axis=1) + smooth.leash(w)
 
-    root = np.linalg.cholesky(calibrated.cov)
-    sampled = _importance(density, calibrated.mean, root, np.random.default_rng(result.seed))
-    if k > 3 or not all(unbounded(fit.model.prior(name)) for name in fit.model.names):
-        return sampled  # the nodes of a quadrature would straddle the edge of a bounded prior
-    nodes, weights = hermegauss({1: 81, 2: 41}.get(k, 25))
-    z = np.stack(np.meshgrid(*[nodes] * k, indexing="ij"), axis=-1).reshape(-1, k)
-    log_w = np.log(np.stack(np.meshgrid(*[weights] * k, indexing="ij"), axis=-1).reshape(-1, k)).sum(axis=1)
-    value = logsumexp(density(calibrated.mean + z @ root.T) + log_w + 0.5 * (z**2).sum(axis=1)) + np.log(np.diag(root)).sum()
-    return float(value), float(np.hypot(value - sampled[0], 1e-6))
+    best = posterior.full[np.argmax(posterior.log_likelihood.sum(axis=-1))]
+    found = minimize(lambda w: -total(w[None])[0], best, method="Nelder-Mead")
+    some = posterior.full[:: max(1, len(posterior.full) // 64)]
+    exact = pool_log_likelihoods(result.emulator, result.observations, posterior.kind, everywhere(result, fit, some))
+    return Greatest(float(-found.fun), found.x[: len(fit.model.names)], float(np.sqrt(np.mean((exact.sum(axis=1) - total(some)) ** 2))))
 
 
-def _importance(density, mean: NDArray, root: NDArray, rng: np.random.Generator, n: int = 8000) -> tuple[float, float]:
-    from scipy.stats import multivariate_t
-
-    proposal = multivariate_t(mean, 1.5 * root @ root.T, df=5)
-    w = proposal.rvs(size=n, random_state=rng).reshape(n, -1)
-    log_ratio = density(w) - proposal.logpdf(w)
-    value = logsumexp(log_ratio) - np.log(n)
-    ratio = np.exp(log_ratio - value)
-    return float(value), float(ratio.std() / np.sqrt(n))
+# ---------------------------------------------------------------------- practical equivalence
 
 
-# ---------------------------------------------------------------------- simulated p-values
+@dataclass(frozen=True)
+class Practical:
+    """Whether a coupling matters: probability that it lies within `rope` kT of zero, its 95 % highest-density interval, the decision.
 
-
-def simulated_p_values(
-    result: Result, model: Hamiltonian, draws: NDArray[np.float64], rng: np.random.Generator, replicates: int = 10
-) -> NDArray[np.float64]:
-    """How often an image of the model lies as far from it as the observed one; one p-value an image, then the total's.
-
-    Images are simulated at posterior draws and seen through the window; each time the composition is
-    estimated anew from the simulated image, as it was from the real one. For the random alloy this is
-    its null distribution.
+    `decision` is "within" where the whole interval lies inside, "outside" where none of it does, else "undecided".
     """
-    n = np.array([o.n for o in result.observations], dtype=float)
-    simulated, observed = [], []
-    for o in result.observations:
-        image = result.emulator.images[o.name]
-        union = draws @ result.emulator.embed(model)
-        far, near = [], []
-        for block in np.array_split(union, max(1, len(union) // 32)):
-            weights = image.reweighting.weights(block)
-            cumulative = np.cumsum(weights, axis=1)
-            for row, total in zip(cumulative, image.histogram(block)[0] if model.terms else [None] * len(block), strict=True):
-                picks = np.searchsorted(row, rng.random(replicates) * row[-1])
-                p = image.counts[picks] / o.n
-                far.append(squared_distance(p, _re_estimated(o.environments, total, o.composition, _composition(o.environments, p))))
-                near.append(squared_distance(o.histogram, _re_estimated(o.environments, total, o.composition, o.composition[None]))[0])
-        simulated.append(np.array(far))
-        observed.append(np.array(near)[:, None])
-    values = [float((s >= o).mean()) for s, o in zip(simulated, observed, strict=True)]
-    total = sum(w * s for w, s in zip(n, simulated, strict=True)) >= sum(w * o for w, o in zip(n, observed, strict=True))
-    return np.array([*values, float(np.mean(total))])
+
+    name: str
+    rope: float
+    inside: float
+    low: float
+    high: float
+    decision: str
 
 
-def _composition(environments: Environments, p: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([p[:, environments.centre == s].sum(axis=1) for s in range(len(environments.species))], axis=1)
+def practical(names: Sequence[str], draws: NDArray[np.float64], rope: float) -> tuple[Practical, ...]:
+    """Region of practical equivalence (Kruschke, Adv. Methods Pract. Psychol. Sci. 1, 270, 2018) for each coupling.
+
+    Parameters
+    ----------
+    names : sequence of str
+    draws : ndarray, shape (n, k)
+        In kT at formation.
+    rope : float
+        Half its width, kT: couplings nearer to zero than this count as none.
+
+    Examples
+    --------
+    >>> draws = np.random.default_rng(0).normal([0.0, 0.3, 0.1], [0.01, 0.02, 0.1], (4000, 3))
+    >>> [(p.name, p.decision) for p in practical(("a", "b", "c"), draws, 0.05)]
+    [('a', 'within'), ('b', 'outside'), ('c', 'undecided')]
+    """
+    found = []
+    for name, values in zip(names, draws.T, strict=True):
+        low, high = highest_density(values)
+        decision = "within" if -rope < low and high < rope else "outside" if low > rope or high < -rope else "undecided"
+        found.append(Practical(name, rope, float((np.abs(values) < rope).mean()), low, high, decision))
+    return tuple(found)
 
 
-@lru_cache(maxsize=4096)
-def _random(environments: Environments, composition: tuple[float, ...]) -> NDArray[np.float64]:
-    return environments.random_distribution(np.array(composition) / sum(composition))
+def highest_density(values: NDArray[np.float64], mass: float = _MASS) -> tuple[float, float]:
+    """The shortest interval that holds so much of the draws (n,).
 
+    Examples
+    --------
+    >>> low, high = highest_density(np.random.default_rng(0).exponential(size=20000))
+    >>> bool(low < 0.01), bool(abs(high + np.log(0.05)) < 0.1)
+    (True, True)
+    """
+    from arviz_stats.base import array_stats
 
-def _re_estimated(environments: Environments, histogram: NDArray | None, x: NDArray, seen: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The model's histogram at the compositions seen (m, k): exact for the random alloy (None), tilted by it otherwise."""
-    # compositions of hard labels are whole numbers of atoms, so few differ
-    distinct, which = np.unique(seen.round(12), axis=0, return_inverse=True)
-    random = np.array([_random(environments, tuple(s)) for s in distinct])[which.reshape(-1)]
-    if histogram is None:
-        return random
-    base = environments.random_distribution(x)
-    tilted = histogram * random / np.where(base > 0, base, 1.0)
-    return tilted / tilted.sum(axis=1, keepdims=True)
+    low, high = array_stats.hdi(values, prob=mass)
+    return float(low), float(high)

@@ -7,12 +7,13 @@ answers `moments`, the one thing a likelihood asks for; so does the polynomial t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
 
 from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
@@ -52,11 +53,30 @@ class AbstractEmulator(Protocol):
         """How many of its leading rows are composition."""
 
 
+class PartitionEmulator(Protocol):
+    """What the exact likelihood needs."""
+
+    def energy(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Couplings (..., k) and ln Z (...) of a crystal that is seen whole, or stacked for several; differentiable by jax."""
+
+    def features(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """Its observed features (..., k), in the same order and about the same origin as those of ln Z."""
+
+
+class BatchEmulator(Protocol):
+    """What answers for one image at many points."""
+
+    def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
+        """Moments at many points of the pool's coordinates (m, ...), and their support (m,)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Records:
     """The independent records of one chain, each seen through one image's window at several places.
 
-    counts has shape (LOOKS, n, n_classes): whole numbers, or soft counts where the image's labels are soft.
+    counts has shape (LOOKS, n, n_classes): whole numbers, or soft counts where the image's labels are soft;
+    trace (m, q) are the features of all records after the burn-in, `time` the autocorrelation time by which they were
+    thinned to `features`.
     """
 
     couplings: NDArray[np.float64]
@@ -64,6 +84,8 @@ class Records:
     counts: NDArray[np.int64] | NDArray[np.float64]
     slow: bool
     n_sites: int
+    trace: NDArray[np.float64]
+    time: float
 
     @classmethod
     def of(cls, chain: Chain, operator: Operator, rng: np.random.Generator) -> Records:
@@ -71,7 +93,8 @@ class Records:
         kept, time = independent_records(chain.features)
         snapshots = chain.snapshots[kept]
         counts = np.stack([operator.counts(snapshots, rng) for _ in range(LOOKS)])
-        return cls(chain.couplings, chain.features[kept], counts, len(chain) < SLOW * time, chain.n_sites)
+        slow = len(chain) < SLOW * time
+        return cls(chain.couplings, chain.features[kept], counts, slow, chain.n_sites, chain.features, time)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +115,18 @@ class ImageEmulator:
         how many of them are composition.
     slow : ndarray of bool, shape (K,)
         Chains that did not equilibrate.
+    shares : ndarray, shape (q,)
+        Of each term's clusters in the box, how many lie wholly in the window.
+    shared : int
+        Images that rest on these very chains: the emulator's error is common to them.
+    observed : ndarray, shape (q,), or None
+        Features of the image, about those of `traces`, where it shows a whole crystal without label errors;
+    log_states : float
+        the logarithm of the number of configurations with its composition;
+    traces : Reweighting or None
+        the pool without thinning, which knows ln Z best: its records cost nothing but their features,
+    time : float
+        and their mean autocorrelation time.
     """
 
     observation: Observation
@@ -103,22 +138,47 @@ class ImageEmulator:
     rows: tuple[int, ...]
     n_composition: int
     slow: NDArray[np.bool_]
-    n_box: int
+    shares: NDArray[np.float64]
+    shared: int = 1
+    observed: NDArray[np.float64] | None = None
+    log_states: float = 0.0
+    traces: Reweighting | None = None
+    time: float = 1.0
 
     @classmethod
     def build(
-        cls, observation: Observation, statistic: Statistic, records: Sequence[Records], start: NDArray[np.float64] | None = None
+        cls,
+        observation: Observation,
+        statistic: Statistic,
+        records: Sequence[Records],
+        start: NDArray[np.float64] | None = None,
+        *,
+        shares: NDArray[np.float64] | None = None,
+        shared: int = 1,
+        features_seen: NDArray[np.float64] | None = None,
+        rows: tuple[int, ...] | None = None,
     ) -> ImageEmulator:
-        """Solve the free energies of an image's chains; `start` are those of the first of them, known from before."""
+        """Solve the free energies of an image's chains; `start` are those of the first of them, known from before.
+
+        `shares` of each term's clusters lie in the window, all by default; `features_seen` are those of a crystal seen
+        whole; `rows` keeps the statistic's rows of another emulator.
+        """
         lengths = [len(r.features) for r in records]
         guess = None
         if start is not None:
             guess = np.concatenate([start, np.full(len(records) - len(start), start.mean())])
         features, couplings = np.concatenate([r.features for r in records]), np.array([r.couplings for r in records])
         solved = Reweighting.solve(features, couplings, lengths, start=guess)
+        traces = None
+        if features_seen is not None:
+            # thinned free energies are the place to start from; centring on another mean shifts them along the couplings
+            features = np.concatenate([r.trace for r in records])
+            guess = solved.free_energies + couplings @ (solved.centre - features.mean(axis=0))
+            traces = Reweighting.solve(features, couplings, [len(r.trace) for r in records], start=guess)
+            features_seen = features_seen - traces.centre
         counts = np.concatenate([r.counts for r in records], axis=1)
         values = statistic(counts)
-        rows = _varying(values[0])
+        rows = _varying(values[0]) if rows is None else rows
         values = values[..., rows]
         offset = values[0].mean(axis=0)  # second moments about a near point lose no digits
         i, j = np.triu_indices(len(rows))
@@ -126,7 +186,26 @@ class ImageEmulator:
         table = np.column_stack([part.mean(axis=0) for part in (apart, apart[..., i] * apart[..., j], counts / observation.n)])
         n_composition = sum(r < statistic.n_composition for r in rows)
         slow = np.array([r.slow for r in records])
-        return cls(observation, solved, counts[0], values[0], table, offset, rows, n_composition, slow, records[0].n_sites)
+        atoms = np.round(observation.composition * records[0].n_sites)
+        log_states = float(gammaln(atoms.sum() + 1) - gammaln(atoms + 1).sum())
+        return cls(
+            observation, solved, counts[0], values[0], table, offset, rows, n_composition, slow,
+            np.ones(features.shape[1]) if shares is None else shares, shared, features_seen, log_states, traces,
+            float(np.mean([r.time for r in records])),
+        )  # fmt: skip
+
+    def log_z(self, couplings: Any, xp: ModuleType = np) -> Any:
+        """ln Z at union couplings (..., q), for features about those of `traces`: at zero that of the number of configurations."""
+        assert self.traces is not None
+        logits = -(couplings @ xp.asarray(self.traces.features).T) - self.traces.log_mixture
+        top = logits.max(axis=-1)
+        raw = top + xp.log(xp.exp(logits - top[..., None]).sum(axis=-1))
+        return raw - logsumexp(-self.traces.log_mixture) + self.log_states
+
+    def temper(self, couplings: NDArray[np.float64]) -> float:
+        """What an exact log likelihood's slope at union couplings (q,) is to be multiplied by for the emulator's own error."""
+        assert self.traces is not None
+        return float(1 / (1 + self.shared * self.time / self.traces.effective_records(couplings)))
 
     def moments(self, couplings: Any, xp: ModuleType = np) -> Moments:
         """Reweighted mean, covariance and histogram at union couplings (q,)."""
@@ -143,8 +222,8 @@ class ImageEmulator:
         products = averages[..., d : d + len(i)] - mean[..., i] * mean[..., j]
         place = np.zeros((len(i), d * d))
         place[np.arange(len(i)), i * d + j] = place[np.arange(len(i)), j * d + i] = 1.0
-        # the sample covariance is short by 1/n, and the emulator's own mean is off by C/n
-        inflate = (1 + 1 / records) / xp.maximum(1 - 1 / records, 1e-9)
+        # the sample covariance is short by 1/n, and the emulator's own mean is off by C/n, for all images that share it at once
+        inflate = (1 + self.shared / records) / xp.maximum(1 - 1 / records, 1e-9)
         cov = (products @ place).reshape(*products.shape[:-1], d, d) * inflate[..., None, None]
         # where the weights sit on a few records there is no support and no covariance: any factor will do
         cov = xp.where((records < 2 * d)[..., None, None], xp.eye(d), cov)
@@ -171,11 +250,17 @@ class ImageEmulator:
         effective = np.concatenate(records)
         return self._from_averages(np.concatenate(parts), effective), effective / self.reweighting.records.mean()
 
+    def of_chains(self, chains: NDArray[np.intp]) -> tuple[Moments, NDArray[np.float64]]:
+        """Moments of whole chains by their own records alone, and how many those are; independent of one another."""
+        stops = np.cumsum(self.reweighting.records).astype(int)
+        averages = np.array([self.table[stops[c] - int(self.reweighting.records[c]) : stops[c]].mean(axis=0) for c in chains])
+        return self._from_averages(averages, self.reweighting.records[chains]), self.reweighting.records[chains]
+
     def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Fisher information of the window's share of the crystal about the union couplings, Cov(F) n / sites."""
+        """Fisher information of what the window shows about the union couplings: Cov(F), by the share of each term's clusters."""
         weights = self.reweighting.weights(couplings)
         apart = self.reweighting.features - weights @ self.reweighting.features
-        return (apart * weights[:, None]).T @ apart * self.observation.n / self.n_box
+        return (apart * weights[:, None]).T @ apart * np.sqrt(np.outer(self.shares, self.shares))
 
 
 def independent_records(features: NDArray[np.float64]) -> tuple[slice, float]:
@@ -212,11 +297,21 @@ class Emulator:
         Couplings of all candidate models, the union in which the pool lives.
     images : dict of ImageEmulator by observation name
     declared : Statistic
+    varied : dict by observation name
+        Emulators that also answer for other compositions or label errors of an image, where those are parameters.
+    given : bool
+        Whether the window's composition is given, on which the likelihood conditions, or an outcome like the rest.
     """
 
     names: tuple[str, ...]
     images: Mapping[str, ImageEmulator]
     declared: Statistic
+    varied: Mapping[str, BatchEmulator] = field(default_factory=dict)
+    given: bool = True
+
+    def at(self, name: str) -> BatchEmulator:
+        """What answers for one image at all of its coordinates."""
+        return self.varied.get(name, self.images[name])
 
     def vector(self, couplings: Mapping[str, Any], xp: ModuleType = np) -> Any:
         """Union couplings from a mapping by name; those of other models are zero."""
@@ -241,7 +336,35 @@ class Emulator:
 
     def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
         """Leading rows of the statistic that are composition."""
-        return common(lambda o: self.images[o.name].n_composition, observation)
+        # a crystal that is seen whole shows its composition without error
+        return common(lambda o: self.images[o.name].n_composition if self.given or o.window.whole else 0, observation)
+
+    def energy(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Union couplings (..., q) and ln Z (...) of crystals that are seen whole; jax arrays may be passed and differentiated through."""
+        import jax.numpy as jnp
+
+        if isinstance(observation, Observation):
+            w = self.vector(couplings, jnp)
+            return w, self.images[observation.name].log_z(w, jnp)
+        found = [self.energy(o, couplings) for o in observation]
+        return tuple(jnp.stack(parts) for parts in zip(*found, strict=True))
+
+    def features(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """Observed features (..., q) of crystals that are seen whole, about the pool's.
+
+        Raises
+        ------
+        InputError
+            If an image is a window or has label errors: its features are not known.
+        """
+
+        def seen(o: Observation) -> NDArray[np.float64]:
+            found = self.images[o.name].observed
+            if found is None:
+                raise InputError(f"{o.name} is no whole crystal without label errors: it has no exact likelihood; use the calibrated one")
+            return found
+
+        return stacked(seen, observation)
 
     def support(self, couplings: Mapping[str, float] | NDArray[np.float64]) -> float:
         """Effective records at the couplings in units of one chain, the worst image's."""

@@ -19,75 +19,26 @@ from ..hamiltonian import Hamiltonian
 from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
-from .campaign import KINDS, Campaign, Region, Settings, log_likelihoods, pool_log_likelihoods
-from .emulator import SUPPORT_BAR, Emulator
-from .likelihood import CalibratedDistance, IndependentDistance
+from .campaign import KINDS, Campaign, Region, Settings
+from .checks import Check, posterior_checks
+from .densities import widths
+from .emulator import Emulator
+from .likelihood import calibrated_log_density, independent_log_density
+from .parameters import Nuisances, Parameters
 from .reuse import Simulated
 from .reweighting import GRADIENT_BAR
+from .sampling import Posterior, sample
 from .smooth import SmoothEmulator
 from .statistic import Statistic
-
-_RHAT_BAR, _ESS_BAR = 1.01, 400  # Vehtari et al., Bayesian Anal. 16, 667 (2021)
-_ONE_HEAP = 1.8  # kurtosis minus squared skewness of a uniform law
-_SMOOTH_BAR = 0.25  # rms error of the smooth emulator's log likelihood over the posterior
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked: whether it held, and what was seen."""
-
-    ok: bool
-    why: str
-
-
-@dataclass(frozen=True, eq=False)
-class Posterior:
-    """Draws of one model's couplings under one likelihood.
-
-    draws (chain, draw, k) in kT at formation; log_likelihood (chain, draw, image); rhat and ess (k,);
-    energy, acceptance and divergence (chain, draw) as NUTS reports them.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    draws: NDArray[np.float64]
-    log_likelihood: NDArray[np.float64]
-    rhat: NDArray[np.float64]
-    ess: NDArray[np.float64]
-    stats: Mapping[str, NDArray]
-
-    @property
-    def flat(self) -> NDArray[np.float64]:
-        """All draws, (n, k)."""
-        return self.draws.reshape(self.draws.shape[0] * self.draws.shape[1], self.draws.shape[2])
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self.flat.mean(axis=0)
-
-    @property
-    def sd(self) -> NDArray[np.float64]:
-        return self.flat.std(axis=0, ddof=1)
-
-    @property
-    def cov(self) -> NDArray[np.float64]:
-        return np.atleast_2d(np.cov(self.flat.T))
-
-    def quantile(self, q: float) -> NDArray[np.float64]:
-        """Quantile of each coupling, (k,)."""
-        return np.quantile(self.flat, q, axis=0)
-
-    @property
-    def divergences(self) -> int:
-        return int(self.stats["diverging"].sum()) if "diverging" in self.stats else 0
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """One model's posteriors and what was checked about them.
 
-    `posterior` is the one of the likelihood asked for; `posteriors` holds both by name;
-    `crb_sd` (k,) is the Cramer-Rao bound at its mean: no analysis of these images could be surer.
+    `posterior` is the one of the likelihood asked for; `posteriors` holds all by name;
+    `crb_sd` (k,) is the Cramer-Rao bound at its mean (with the priors of the nuisances, where there are any): no
+    analysis of these images could be surer.
     """
 
     model: Hamiltonian
@@ -96,10 +47,15 @@ class Fit:
     smooth: Mapping[str, SmoothEmulator]
     crb_sd: NDArray[np.float64]
     checks: Mapping[str, Check]
+    parameters: Parameters
 
     @property
     def posterior(self) -> Posterior:
         return self.posteriors[self.likelihood]
+
+    def couplings_of(self, observation: Observation, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Couplings (n, k) in kT that one image had at its formation, at parameters (n, p) such as ``posterior.full``."""
+        return self.parameters.of_image(observation.name, values)[..., : len(self.model.names)]
 
     @property
     def draws(self) -> NDArray[np.float64]:
@@ -111,7 +67,7 @@ class Fit:
 class Result:
     """What `infer` returns; ``result["P1"]`` is the fit of that model.
 
-    `simulated` says which chains it rests on, `notes` which images could not take the chains to be reused.
+    `simulated` says which chains it rests on, `notes` what a reader must know of how it was made.
     """
 
     fits: Mapping[str, Fit]
@@ -156,6 +112,7 @@ def emulate(
     statistic: Statistic | None = None,
     pool: Pool | None = None,
     settings: Settings | None = None,
+    nuisances: Nuisances | None = None,
     workers: int = 1,
     progress: bool | Progress | None = None,
 ) -> Emulator:
@@ -168,7 +125,7 @@ def emulate(
     -------
     Emulator
     """
-    campaign, _ = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, None, None)
+    campaign, _ = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, nuisances=nuisances)
     assert campaign.emulator is not None
     return campaign.emulator
 
@@ -187,6 +144,7 @@ def infer(
     reuse: Result | str | Path | None = None,
     settings: Settings | None = None,
     start: Mapping[str, Mapping[str, float]] | None = None,
+    nuisances: Nuisances | None = None,
     workers: int = 1,
     progress: bool | Progress | None = None,
 ) -> Result:
@@ -201,8 +159,9 @@ def infer(
         Same seed, same answer, for any number of workers.
     environments : Environments, optional
         Count the images by these instead (not possible for images known by counts alone).
-    likelihood : {"calibrated", "independent"}
-        Which of the two posteriors, both always computed, is the fit's own.
+    likelihood : {"calibrated", "independent", "exact"}
+        Which posterior is the fit's own; the first two are always computed. "exact" is for whole periodic crystals
+        without label errors, simulations mostly: the probability of the configuration itself.
     statistic : Statistic, optional
         A declared statistic; by default the terms of all models and the composition.
     pool : Pool, optional
@@ -216,6 +175,8 @@ def infer(
     settings : Settings, optional
     start : mapping of model name to couplings, optional
         Where to begin instead of the pseudo-likelihood estimate.
+    nuisances : Nuisances, optional
+        What else is uncertain or differs between the images: formation temperatures, compositions, label errors.
     workers : int
         Chains simulated at once.
     progress : bool or callable(stage, done, total), optional
@@ -227,8 +188,9 @@ def infer(
     Raises
     ------
     InputError
-        If there is nothing to infer, models and images do not belong together, or the chains to be reused are
-        of another lattice, other species, terms or images.
+        If there is nothing to infer, models and images do not belong together, an exact likelihood is asked for
+        where it is not known, one temperature is to tell an energy from a temperature-independent part, or the
+        chains to be reused are of another lattice, other species, terms or images.
 
     Notes
     -----
@@ -246,8 +208,8 @@ def infer(
     >>> bool(abs(fit.posterior.mean[0]) < 4 * fit.posterior.sd[0]), fit.draws.shape
     (True, (1000, 1))
     """
-    if likelihood not in KINDS:
-        raise InputError(f"likelihood {likelihood!r} is unknown; expected one of {', '.join(KINDS)}")
+    if likelihood not in (*KINDS, "exact"):
+        raise InputError(f"likelihood {likelihood!r} is unknown; expected one of {', '.join(KINDS)}, exact")
     models = [models] if isinstance(models, Hamiltonian) else list(models)
     observations = [observations] if isinstance(observations, Observation) else list(observations)
     if environments is not None:
@@ -255,7 +217,10 @@ def infer(
     pool = pool if pool is not None else Pool(None if out is None else Path(out) / "pool")
     clock, before = time.perf_counter(), pool.simulated
     past = reuse.simulated if isinstance(reuse, Result) else None if reuse is None else Simulated.load(reuse)
-    campaign, regions = _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start, past)
+    campaign, regions = _campaign(
+        models, observations, seed, statistic, pool, settings, workers, progress, start, past, nuisances,
+        KINDS if likelihood in KINDS else (*KINDS, likelihood),
+    )  # fmt: skip
     timing = {"simulate": time.perf_counter() - clock}
     clock, report, fits = time.perf_counter(), reporter(progress), {}
     for number, model in enumerate(models, 1):
@@ -264,7 +229,7 @@ def infer(
         report("sample", number, len(models))
     timing["sample"] = time.perf_counter() - clock
     assert campaign.emulator is not None
-    s, chains = campaign.settings, len(campaign.design) * len(observations)
+    s, chains = campaign.settings, len(campaign.counted)
     simulation = {
         "chains": chains,
         "chains_simulated_now": pool.simulated - before,
@@ -273,14 +238,27 @@ def infer(
         "design_points": len(campaign.design),
     }
     if past is not None:
-        simulation["chains_reused"] = len(past.points) * (len(observations) - len(campaign.notes))
+        simulation["chains_reused"] = chains - simulation["chains_simulated_now"]
     return Result(
         fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation,
-        timing, simulated=campaign.simulated(regions), notes=tuple(f"{note}: simulated anew." for note in campaign.notes),
+        timing, simulated=campaign.simulated(regions),
+        notes=(*(f"{note}: simulated anew." for note in campaign.notes), *_temperature_note(observations, nuisances)),
     )  # fmt: skip
 
 
-def _campaign(models, observations, seed, statistic, pool, settings, workers, progress, start, past) -> tuple[Campaign, list[Region]]:
+def _temperature_note(observations: Sequence[Observation], nuisances: Nuisances | None) -> list[str]:
+    known = sorted({o.temperature for o in observations if o.temperature is not None})
+    if len(known) < 2 or (nuisances is not None and nuisances.energies):
+        return []
+    return [
+        f"The images froze in between {known[0]:g} and {known[-1]:g} K but share couplings in kT, as an interaction that is all entropy "
+        "would; Nuisances(energies=True) shares energies instead."
+    ]
+
+
+def _campaign(
+    models, observations, seed, statistic, pool, settings, workers, progress, start=None, past=None, nuisances=None, kinds=KINDS
+) -> tuple[Campaign, list[Region]]:
     import numpyro
 
     numpyro.enable_x64()  # histograms differ in the fifth digit where posteriors differ by a standard deviation
@@ -292,33 +270,47 @@ def _campaign(models, observations, seed, statistic, pool, settings, workers, pr
     for model in models:
         for coupling in model.names:
             model.prior(coupling)
+    known = {n for m in models for n in m.names}
+    for name in nuisances.constant if nuisances is not None else ():
+        if name not in known:
+            raise InputError(f"constant names coupling {name!r}; the models have {', '.join(sorted(known))}")
     campaign = Campaign.prepare(
         models, observations, seed=seed, pool=pool if pool is not None else Pool(), settings=settings or Settings(), workers=workers,
-        report=reporter(progress), statistic=statistic, past=past,
+        report=reporter(progress), statistic=statistic, past=past, nuisances=nuisances, kinds=kinds,
     )  # fmt: skip
     return campaign, campaign.run(start)
 
 
 def _fit(campaign: Campaign, model: Hamiltonian, regions: Mapping[str, Region], likelihood: str) -> Fit:
     assert campaign.emulator is not None
+    parameters = (
+        Parameters.of(model, campaign.observations, campaign.nuisances) if model.terms else Parameters.of(model, campaign.observations)
+    )
     if not model.terms:
-        posteriors = {kind: _without_couplings(campaign, kind) for kind in KINDS}
-        return Fit(model, likelihood, posteriors, {}, np.zeros(0), {})
+        posteriors = {kind: _without_couplings(campaign, kind) for kind in campaign.kinds}
+        return Fit(model, likelihood, posteriors, {}, np.zeros(0), {}, parameters)
     posteriors, smooth, checks = {}, {}, {}
-    for kind in KINDS:
+    for kind in campaign.kinds:
         region = regions[kind]
         if region.smooth is None:
             why = f"under the {kind} likelihood the pool never had enough support; give a start, more rounds or a narrower prior"
             raise CheckError(f"model {model.name}: {why}")
         smooth[kind] = region.smooth
-        posteriors[kind] = sample(model, campaign.observations, region.smooth, kind, campaign.seed, campaign.settings)
+        posteriors[kind] = sample(campaign.observations, region.smooth, kind, campaign.seed, campaign.settings)
         if kind == likelihood:
-            checks = _checks(campaign, region, posteriors[kind])
-    mean = posteriors[likelihood].mean @ campaign.emulator.embed(model)
-    information = sum(image.fisher(mean) for image in campaign.emulator.images.values())
-    embed = campaign.emulator.embed(model)
-    bound = cramer_rao(embed @ information @ embed.T)
-    return Fit(model, likelihood, posteriors, smooth, bound, checks)
+            checks = posterior_checks(campaign, region, posteriors[kind])
+    return Fit(model, likelihood, posteriors, smooth, _bound(campaign, parameters, posteriors[likelihood]), checks, parameters)
+
+
+def _bound(campaign: Campaign, parameters: Parameters, posterior: Posterior) -> NDArray[np.float64]:
+    """Cramer-Rao bound of each coupling (k,) at the posterior's mean; nuisances are known as well as their priors say."""
+    assert campaign.emulator is not None
+    embed, k, theta = campaign.emulator.embed(parameters.model), len(parameters.model.names), posterior.full.mean(axis=0)
+    information = np.diag(np.r_[np.zeros(k), 1 / widths(parameters)[k:] ** 2])
+    for name, image in campaign.emulator.images.items():
+        slope = parameters.slope(name, theta, widths(parameters))[:k]
+        information += slope.T @ embed @ image.fisher(parameters.of_image(name, theta)[:k] @ embed) @ embed.T @ slope
+    return cramer_rao(information)[:k]
 
 
 def cramer_rao(information: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -337,125 +329,17 @@ def cramer_rao(information: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _without_couplings(campaign: Campaign, kind: str) -> Posterior:
     """The random alloy: nothing to draw, its likelihood straight from the pool."""
-    from .likelihood import calibrated_log_density, independent_log_density
-
     emulator, values = campaign.emulator, []
     assert emulator is not None
     for o in campaign.observations:
         image = emulator.images[o.name]
         moments = image.moments(np.zeros(len(emulator.names)))
-        if kind == "calibrated":
+        if kind == "exact":
+            values.append(-image.log_states)
+        elif kind == "calibrated":
             values.append(calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, image.n_composition))
         else:
             values.append(independent_log_density(o.histogram, o.environments.random_distribution(o.composition), o.n))
     shape = (campaign.settings.parallel, campaign.settings.draws)
     empty = np.zeros((*shape, 0))
     return Posterior(kind, (), empty, np.broadcast_to(values, (*shape, len(values))).astype(float), np.zeros(0), np.zeros(0), {})
-
-
-def numpyro_model(model: Hamiltonian, observations: Sequence[Observation], smooth: SmoothEmulator, kind: str) -> None:
-    """The numpyro model that NUTS samples: couplings from their priors, one distribution for images alike."""
-    import jax.numpy as jnp
-    import numpyro
-
-    couplings = model.sample()
-    for images in batches(smooth, observations):
-        name = "+".join(o.name for o in images)
-        if kind == "calibrated":
-            numpyro.sample(name, CalibratedDistance(smooth, images, couplings), obs=smooth.statistic(images))
-        else:
-            numpyro.sample(name, IndependentDistance(smooth, images, couplings), obs=np.stack([o.histogram for o in images]))
-    numpyro.factor("leash", smooth.leash(jnp.stack([couplings[n] for n in model.names])[None], jnp)[0])
-
-
-def batches(smooth: SmoothEmulator, observations: Sequence[Observation]) -> list[list[Observation]]:
-    """Images whose statistics have the same rows, which go into one distribution: fewer operations to compile."""
-    groups: dict[tuple[int, int], list[Observation]] = {}
-    for o in observations:
-        groups.setdefault((len(smooth.statistic(o)), smooth.n_composition(o)), []).append(o)
-    return list(groups.values())
-
-
-def sample(
-    model: Hamiltonian, observations: Sequence[Observation], smooth: SmoothEmulator, kind: str, seed: int, settings: Settings
-) -> Posterior:
-    """NUTS on a smooth emulator (Hoffman and Gelman, J. Mach. Learn. Res. 15, 1593, 2014; numpyro's)."""
-    import jax
-    from arviz_stats.base import array_stats
-    from numpyro.infer import MCMC, NUTS, init_to_value
-
-    values = {n: smooth.centre[a] for a, n in enumerate(model.names)}
-    kernel = NUTS(
-        lambda: numpyro_model(model, observations, smooth, kind),
-        init_strategy=init_to_value(values=values), dense_mass=True, target_accept_prob=0.9,
-    )  # fmt: skip
-    mcmc = MCMC(
-        kernel,
-        num_warmup=settings.warmup,
-        num_samples=settings.draws,
-        num_chains=settings.parallel,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    words = np.random.SeedSequence([seed, KINDS.index(kind), *np.frombuffer(model.name.encode(), np.uint8)]).generate_state(1)
-    mcmc.run(jax.random.key(int(words[0])), extra_fields=("diverging", "energy", "accept_prob", "num_steps"))
-    found = mcmc.get_samples(group_by_chain=True)
-    draws = np.stack([np.asarray(found[n]) for n in model.names], axis=-1)
-    extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
-    likelihoods = log_likelihoods(smooth, observations, kind, draws.reshape(-1, draws.shape[-1]))
-    rhat = np.array([array_stats.rhat(draws[..., a], chain_axis=0, draw_axis=1) for a in range(draws.shape[-1])])
-    ess = np.array([array_stats.ess(draws[..., a], chain_axis=0, draw_axis=1) for a in range(draws.shape[-1])])
-    return Posterior(kind, model.names, draws, likelihoods.reshape(*draws.shape[:2], -1), rhat, ess, extra)
-
-
-def _checks(campaign: Campaign, region: Region, posterior: Posterior) -> dict[str, Check]:
-    emulator, model, smooth = campaign.emulator, region.model, region.smooth
-    assert emulator is not None and smooth is not None
-    some = posterior.flat[:: max(1, len(posterior.flat) // 200)]
-    union = some @ emulator.embed(model)
-    support = np.min([image.reweighting.support(union) for image in emulator.images.values()], axis=0)
-    exact = pool_log_likelihoods(emulator, campaign.observations, region.kind, union).sum(axis=1)
-    apart = exact - log_likelihoods(smooth, campaign.observations, region.kind, some).sum(axis=1)
-    slow = max(_slow_weight(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
-    shape = min(_shape(image, posterior.mean @ emulator.embed(model)) for image in emulator.images.values())
-    rounds = max((h["round"] for h in campaign.history), default=0)
-    return {
-        "rounds": Check(
-            region.settled,
-            f"posterior {'stood still' if region.settled else 'still moved'} after {rounds} rounds, {len(campaign.design)} chains an image",
-        ),
-        "support": Check(
-            bool((support >= SUPPORT_BAR).all()), f"least support of a draw {support.min():.2f} of a chain, at least {SUPPORT_BAR}"
-        ),
-        "emulator": Check(
-            bool(apart.std() < _SMOOTH_BAR), f"rms error of the log likelihood over the posterior {apart.std():.3f}, at most {_SMOOTH_BAR}"
-        ),
-        "equilibrium": Check(slow < 0.05, f"chains too slow to judge carry {slow:.1%} of the weight, at most 5 %"),
-        "normality": Check(
-            shape > _ONE_HEAP,
-            f"least kurtosis minus squared skewness of the statistic {shape:.2f}, above {_ONE_HEAP} (3 if normal, 1 if two heaps)",
-        ),
-        "rhat": Check(bool(posterior.rhat.max() < _RHAT_BAR), f"largest R-hat {posterior.rhat.max():.4f}, below {_RHAT_BAR}"),
-        "ess": Check(bool(posterior.ess.min() > _ESS_BAR), f"least effective sample size {posterior.ess.min():.0f}, above {_ESS_BAR}"),
-        "divergences": Check(posterior.divergences == 0, f"{posterior.divergences} divergent transitions, expected none"),
-    }
-
-
-def _slow_weight(image: Any, union: NDArray[np.float64]) -> float:
-    """Share of the weight at these couplings carried by chains that did not equilibrate."""
-    owner = np.repeat(image.slow, image.reweighting.records.astype(int))
-    return float(image.reweighting.weights(union)[owner].sum())
-
-
-def _shape(image: Any, union: NDArray[np.float64]) -> float:
-    """Least kurtosis minus squared skewness among the statistic's whitened components.
-
-    It is 3 for a normal law and for a Poisson law of any mean, 1.8 for a uniform one and 1, the least there
-    can be, for two points (Pearson 1916): rare species make the statistic skew and long-tailed, which the
-    likelihood survives; two heaps, as in a separating alloy, it does not.
-    """
-    moments, weights = image.moments(union), image.reweighting.weights(union)
-    z = np.linalg.solve(moments.lower, (image.values - moments.mean).T)[image.n_composition :]
-    z = z - (z @ weights)[:, None]
-    variance = z**2 @ weights
-    return float(np.min(z**4 @ weights / variance**2 - (z**3 @ weights) ** 2 / variance**3))

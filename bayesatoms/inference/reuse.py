@@ -21,19 +21,21 @@ from ..hamiltonian import Hamiltonian, Orbit
 from ..lattice import Lattice, Supercell
 from ..montecarlo.pool import Pool
 from ..observation import Observation
+from .parameters import Parameters
 
 FILE = "design.json"  # in a results folder, beside pool/
 
 
 @dataclass(frozen=True)
 class Point:
-    """One chain of every image: union couplings, length and seed."""
+    """One chain of every image, or of the one named: union couplings, length and seed."""
 
     couplings: tuple[float, ...]
     samples: int
     sweeps: float
     burn: float
     seed: int
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,10 @@ class Simulated:
             raise InputError(f"{o.name}: the composition is beyond one standard deviation of its window ({'; '.join(parts[1:])})")
         return lattice.supercell(found.shape), found.atoms
 
-    def centre(self, model: Hamiltonian, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Mean and covariance of a posterior as it was left, if the model had these couplings."""
-        found = self.centres.get(f"{model.name}, {kind}")
+    def centre(self, model: Hamiltonian | Parameters, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Mean and covariance of a posterior as it was left, if the model had these couplings and parameters."""
+        name = model.model.name if isinstance(model, Parameters) else model.name
+        found = self.centres.get(f"{name}, {kind}")
         if found is None or tuple(found["couplings"]) != tuple(model.names):
             return None
         return np.array(found["mean"], dtype=float), np.array(found["cov"], dtype=float)

@@ -18,7 +18,9 @@ from ..errors import InputError
 from ..hamiltonian import Hamiltonian
 from ..montecarlo.pool import Pool
 from ..observation import Observation
-from .campaign import Campaign, Region, log_prior, pool_log_likelihoods, scoring
+from .campaign import Campaign, Region
+from .densities import log_prior, pool_log_likelihoods, scoring
+from .parameters import Parameters
 from .posterior import Fit, Posterior, Result
 
 _DRAWS = 2000  # of each posterior that are reweighted
@@ -164,6 +166,8 @@ def label_sensitivity(
     """
     if result.simulated is None:
         raise InputError("this result does not know its chains; expected one that infer has returned")
+    if any(not fit.parameters.shared for fit in result.fits.values()):
+        raise InputError("labels are compared for couplings shared by all images; this result has nuisances: infer again without them")
     fits = [fit for fit in result.fits.values() if fit.model.terms]
     given = {(f.model.name, n): e for f in fits for n, e in zip(f.model.names, estimates(f.posteriors["calibrated"]), strict=True)}
     rows: list[Row] = []
@@ -237,7 +241,7 @@ def _laplace(campaign: Campaign, fit: Fit, effective: float) -> _Answer:
     """Normal approximation at the mode, found by Fisher scoring on the pool; covered if it is supported to one deviation each way."""
     emulator, model = campaign.emulator, fit.model
     assert emulator is not None
-    embed, w = emulator.embed(model), campaign.start(model, None)[0]
+    embed, w = emulator.embed(model), campaign.start(Parameters.of(model, campaign.observations), None)[0]
     if emulator.support(w @ embed) < _COVERED:
         w = fit.posteriors["calibrated"].mean  # where the chains were put
     for _ in range(_STEPS):

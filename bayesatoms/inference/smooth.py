@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -19,86 +19,131 @@ from ..errors import CheckError
 from ..hamiltonian import Hamiltonian
 from ..observation import Observation
 from .emulator import SUPPORT_BAR, Emulator, Moments, common, stacked
+from .parameters import Parameters
+from .regression import leverage, monomials, regress
+
+_NUMBERS = ("centre", "inverse", "mean", "entries", "histogram", "log_z", "temper")
+_DENSE = 3  # coordinates in which a pool can be reweighted everywhere; beyond, chains are regressed upon
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Polynomials in one image's coordinates about `centre` (c,), whitened by `inverse` (c, c).
+
+    mean, entries (of the covariance's Cholesky factor, logarithms on its diagonal) and histogram hold one column
+    of coefficients for each number they give; log_z (powers,) is there for a crystal that is seen whole, whose
+    features, about the pool's, are `features`. In many coordinates the fit is a regression on whole chains: `spread`
+    is then the covariance of the mean's coefficients, `misfit` its held-out error, `records` those of a chain.
+    """
+
+    centre: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+    powers: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    entries: NDArray[np.float64]
+    histogram: NDArray[np.float64]
+    log_z: NDArray[np.float64] | None
+    features: NDArray[np.float64] | None
+    temper: float
+    observed: NDArray[np.float64]
+    n_composition: int
+    spread: NDArray[np.float64] | None = None
+    misfit: float = 1.0
+    records: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class SmoothEmulator:
-    """Polynomials in one model's couplings through the pool's moments, over one posterior's region.
+    """Polynomials in one model's parameters through the pool's moments, over one posterior's region.
 
-    In whitened couplings z = inverse(scale) (w - centre) the mean, the Cholesky factor of the
-    covariance (logarithms on its diagonal) and the histogram of each image are polynomials of total
-    degree `degree`, fitted to supported points inside `radius`. Beyond the radius they keep their
-    value there, and `leash` pulls back, so a sampler that strays meets no cliff and no exploding
-    polynomial.
+    In whitened coordinates the mean, the Cholesky factor of the covariance and the histogram of each image
+    are polynomials, fitted to supported points inside `radius`. Beyond the radius they keep their value
+    there, and `leash` pulls back, so a sampler that strays meets no cliff and no exploding polynomial.
     """
 
-    model: Hamiltonian
+    parameters: Parameters
     centre: NDArray[np.float64]
     scale: NDArray[np.float64]
+    inverse: NDArray[np.float64]
     radius: float
-    powers: NDArray[np.int64]
-    coefficients: Mapping[str, tuple[NDArray, NDArray, NDArray]]
-    n_compositions: Mapping[str, int]
-    observed: Mapping[str, NDArray[np.float64]]
+    patches: Mapping[str, Patch]
 
     @classmethod
     def fit(
         cls,
         emulator: Emulator,
-        model: Hamiltonian,
+        parameters: Parameters | Hamiltonian,
         centre: NDArray[np.float64],
         cov: NDArray[np.float64],
         rng: np.random.Generator,
         *,
         radius: float = 4.5,
     ) -> SmoothEmulator:
-        """Fit over the ellipsoid of `radius` standard deviations around `centre`.
+        """Fit over the ellipsoid of `radius` standard deviations around `centre`, in each image's own coordinates.
 
         Raises
         ------
         CheckError
             If fewer points than twice the coefficients are supported: chains are needed there.
         """
-        k = len(centre)
-        degree = {1: 5, 2: 4}.get(k, 3 if k == 3 else 2)
-        powers = np.array([p for p in itertools.product(range(degree + 1), repeat=k) if sum(p) <= degree])
-        scale = np.linalg.cholesky(cov)
-        n_points = max(60, 8 * len(powers))
-        direction = rng.normal(size=(n_points, k))
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        # uniform in the radius, not the volume: the middle, where the posterior is, gets its share
-        z = direction * radius * rng.uniform(size=(n_points, 1)) ** (1 / min(k, 2))
-        union = (centre + z @ scale.T) @ emulator.embed(model)
-        coefficients = {}
-        for name, image in emulator.images.items():
-            moments, support = image.batch(union)
-            # fewer records than numbers to estimate give no covariance, whatever their share of a chain
-            good = (support >= SUPPORT_BAR) & (support * image.reweighting.records.mean() >= 2 * len(image.offset) + 2)
-            if good.sum() < 2 * len(powers):
-                raise CheckError(
-                    f"{model.name}, {name}: {good.sum()} of {n_points} points of the region have support; expected {2 * len(powers)}"
-                )
-            weight = np.sqrt(np.minimum(support[good], 10))[:, None]
-            basis = _monomials(z[good] / radius, powers) * weight
-            lower = moments.lower[good]
-            i, j = np.tril_indices(lower.shape[1])
-            entries = np.where(i == j, np.log(np.maximum(lower[:, i, j], 1e-300)), lower[:, i, j])
-            targets = (moments.mean[good], entries, moments.histogram[good])
-            coefficients[name] = tuple(np.linalg.lstsq(basis, target * weight, rcond=None)[0] for target in targets)
-        observed = {n: emulator.statistic(image.observation) for n, image in emulator.images.items()}
-        compositions = {n: image.n_composition for n, image in emulator.images.items()}
-        return cls(model, centre, scale, radius, powers, coefficients, compositions, observed)
+        observations = [image.observation for image in emulator.images.values()]
+        radius = max(radius, 2.5 + np.sqrt(len(centre))) if len(centre) > _DENSE else radius
+        if isinstance(parameters, Hamiltonian):
+            parameters = Parameters.of(parameters, observations)
+        k = len(parameters.model.names)
+        scale, embed, patches, z = np.linalg.cholesky(cov), emulator.embed(parameters.model), {}, None
+        for o in observations:
+            slope = parameters.slope(o.name, centre, np.sqrt(np.diag(cov)))
+            own = parameters.of_image(o.name, centre)
+            root = scale if parameters.shared else np.linalg.cholesky(slope @ cov @ slope.T)
+            powers = _powers(len(own))
+            if z is None or not parameters.shared:
+                z = _ball(rng, max(60, 8 * len(powers)), len(own), radius)
+            points = own + z @ root.T
+            union = np.column_stack([points[:, :k] @ embed, points[:, k:]])
+            try:
+                if len(own) > _DENSE:
+                    patches[o.name] = _regressed(emulator, o, own, root, radius, powers, embed, rng)
+                else:
+                    patches[o.name] = _patch(emulator, o, union, own, root, z / radius, powers, embed)
+            except CheckError as thin:
+                raise CheckError(f"{parameters.model.name}, {o.name}: {thin}") from None
+        return cls(parameters, centre, scale, np.linalg.inv(scale), radius, patches)
 
-    def whitened(self, couplings: Any, xp: ModuleType = np) -> Any:
-        """z of couplings (m, k)."""
-        return (couplings - self.centre) @ xp.asarray(np.linalg.inv(self.scale)).T
+    @property
+    def model(self) -> Hamiltonian:
+        return self.parameters.model
 
-    def factors(self, names: Sequence[str], couplings: Any, xp: ModuleType = np) -> Moments:
-        """Moments of several images of equal statistic size at many couplings (m, k); leading axes (images, m)."""
-        mean, entries, histogram = (np.stack([self.coefficients[n][part] for n in names]) for part in range(3))
-        z = self.whitened(couplings, xp) / self.radius
-        length = xp.sqrt(xp.sum(z**2, axis=1, keepdims=True) + 1e-30)
-        basis = _monomials(z * xp.minimum(1.0, 1.0 / length), self.powers, xp)
+    def numbers(self) -> dict[str, Any]:
+        """All that depends on the data, as a tree of arrays: what is compiled once serves every emulator of the same shape."""
+        own = {"centre": self.centre, "inverse": self.inverse}
+        patches = {n: {f: v for f in _NUMBERS if (v := getattr(p, f)) is not None} for n, p in self.patches.items()}
+        return {"own": own, "patches": patches}
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> SmoothEmulator:
+        """The same emulator with other numbers, jax arrays mostly."""
+        patches = {n: replace(self.patches[n], **values) for n, values in numbers["patches"].items()}
+        return replace(self, **numbers["own"], patches=patches)
+
+    def whitened(self, values: Any, xp: ModuleType = np) -> Any:
+        """z of parameters (m, p)."""
+        return (values - self.centre) @ xp.asarray(self.inverse).T
+
+    def _basis(self, names: Sequence[str], values: Any, xp: ModuleType) -> Any:
+        """Monomials (images, m, powers) of several images at parameters (m, p)."""
+        found = []
+        for name in names[:1] if self.parameters.shared else names:
+            patch = self.patches[name]
+            z = (self.parameters.of_image(name, values, xp) - patch.centre) @ xp.asarray(patch.inverse).T / self.radius
+            length = xp.sqrt(xp.sum(z**2, axis=1, keepdims=True) + 1e-30)
+            found.append(_monomials(z * xp.minimum(1.0, 1.0 / length), patch.powers, xp))
+        return found[0][None] if self.parameters.shared else xp.stack(found)
+
+    def factors(self, names: Sequence[str], values: Any, xp: ModuleType = np) -> Moments:
+        """Moments of several images of equal statistic size at many parameters (m, p); leading axes (images, m)."""
+        patches = [self.patches[n] for n in names]
+        mean, entries, histogram = (xp.stack([getattr(p, part) for p in patches]) for part in ("mean", "entries", "histogram"))
+        basis = self._basis(names, values, xp)
         d = mean.shape[-1]
         i, j = np.tril_indices(d)
         flat = basis @ entries
@@ -108,27 +153,136 @@ class SmoothEmulator:
         p = xp.maximum(basis @ histogram, 1e-12)
         return Moments(basis @ mean, (flat @ place).reshape(*flat.shape[:-1], d, d), p / p.sum(axis=-1, keepdims=True))
 
-    def moments(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> Moments:
-        """Moments at the model's couplings, of one image or stacked for several; differentiable by jax."""
+    def _stack(self, values: Mapping[str, Any]) -> Any:
         import jax.numpy as jnp
 
-        w = jnp.stack([jnp.asarray(couplings[n], dtype=float) for n in self.model.names])[None]
+        return jnp.stack([jnp.asarray(values[n], dtype=float) for n in self.parameters.names])[None]
+
+    def moments(self, observation: Observation | Sequence[Observation], values: Mapping[str, Any]) -> Moments:
+        """Moments at parameters by name, of one image or stacked for several; differentiable by jax."""
+        import jax.numpy as jnp
+
         one = isinstance(observation, Observation)
-        found = self.factors([o.name for o in ([observation] if one else observation)], w, jnp)
+        found = self.factors([o.name for o in ([observation] if one else observation)], self._stack(values), jnp)
         return Moments(*(part[0, 0] if one else part[:, 0] for part in found))
 
-    def leash(self, couplings: Any, xp: ModuleType = np) -> Any:
+    def energies(self, name: str, values: Any, xp: ModuleType = np) -> tuple[Any, Any]:
+        """Couplings (m, k) and ln Z (m,) of one whole crystal at parameters (m, p), for features about the pool's.
+
+        Both are drawn towards the region's centre by as much as widens the likelihood by the emulator's own error.
+        """
+        patch, k = self.patches[name], len(self.model.names)
+        if patch.log_z is None:
+            raise CheckError(f"{name} is no whole crystal without label errors: its exact likelihood is not known")
+        centre = patch.log_z[np.flatnonzero(patch.powers.sum(axis=1) == 0)[0]]
+        couplings = self.parameters.of_image(name, values, xp)[..., :k] - patch.centre[:k]
+        log_z = self._basis([name], values, xp)[0] @ patch.log_z - centre
+        return patch.centre[:k] + patch.temper * couplings, centre + patch.temper * log_z
+
+    def energy(self, observation: Observation | Sequence[Observation], values: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Couplings (..., k) and ln Z (...) of whole crystals at parameters by name; differentiable by jax."""
+        import jax.numpy as jnp
+
+        theta = self._stack(values)
+        if isinstance(observation, Observation):
+            return tuple(part[0] for part in self.energies(observation.name, theta, jnp))
+        found = [self.energies(o.name, theta, jnp) for o in observation]
+        return tuple(jnp.stack([part[0] for part in parts]) for parts in zip(*found, strict=True))
+
+    def features(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """Observed features of the model's terms (k,), about the pool's; stacked for several images."""
+        return stacked(lambda o: self.patches[o.name].features, observation)
+
+    def support(self, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Records that the predicted mean at parameters (m, p) is worth, in units of a chain, the worst image's.
+
+        None where the polynomials run through the reweighted pool, whose own support is what counts.
+        """
+        found = []
+        for name, patch in self.patches.items():
+            if patch.spread is not None:
+                z = (self.parameters.of_image(name, values) - patch.centre) @ patch.inverse.T / self.radius
+                # beyond the radius nothing was fitted
+                inside = (z**2).sum(axis=1) <= 1
+                found.append(np.where(inside, 1 / leverage(monomials(z, patch.powers), patch.spread) / patch.records, 0.0))
+        return np.min(found, axis=0) if found else None
+
+    @property
+    def misfit(self) -> float:
+        """Held-out error of the worst image: mean square of standardised residuals, 1 where polynomials will do."""
+        return max(patch.misfit for patch in self.patches.values())
+
+    def leash(self, values: Any, xp: ModuleType = np) -> Any:
         """Log factor (m,) that continues the likelihood as a Gaussian beyond the radius, 0 inside."""
-        z2 = xp.sum(self.whitened(couplings, xp) ** 2, axis=1)
+        z2 = xp.sum(self.whitened(values, xp) ** 2, axis=1)
         return -0.5 * xp.maximum(0.0, z2 - self.radius**2)
 
     def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
         """The observed value, stacked for several images."""
-        return stacked(lambda o: self.observed[o.name], observation)
+        return stacked(lambda o: self.patches[o.name].observed, observation)
 
     def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
-        """Leading rows of the statistic that are composition."""
-        return common(lambda o: self.n_compositions[o.name], observation)
+        """Leading rows of the statistic that are composition, on which is conditioned."""
+        return common(lambda o: self.patches[o.name].n_composition, observation)
+
+
+def _powers(c: int) -> NDArray[np.int64]:
+    """Exponents of the monomials in c coordinates, of total degree 5, 4, 3, then 2."""
+    degree = {1: 5, 2: 4, 3: 3}.get(c, 2)
+    if c > 3:  # of the many products of high degree only those with few factors exist
+        rows = [np.bincount(p, minlength=c) for n in range(degree + 1) for p in itertools.combinations_with_replacement(range(c), n)]
+        return np.array(rows, dtype=np.int64)
+    return np.array([p for p in itertools.product(range(degree + 1), repeat=c) if sum(p) <= degree])
+
+
+def _ball(rng: np.random.Generator, n: int, c: int, radius: float) -> NDArray[np.float64]:
+    """Points (n, c) of the ball; uniform in the radius, not the volume: the middle, where the posterior is, gets its share."""
+    direction = rng.normal(size=(n, c))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return direction * radius * rng.uniform(size=(n, 1)) ** (1 / min(c, 2))
+
+
+def _patch(
+    emulator: Emulator, o: Observation, union: NDArray, own: NDArray, root: NDArray, unit: NDArray, powers: NDArray, embed: NDArray
+) -> Patch:
+    """Polynomials through one image's moments at the pool's coordinates `union` (m, ...), which are `unit` (m, c) in the unit ball."""
+    image, whole = emulator.images[o.name], emulator.images[o.name].observed is not None
+    moments, support = emulator.at(o.name).batch(union)
+    # fewer records than numbers to estimate give no covariance, whatever their share of a chain
+    good = (support >= SUPPORT_BAR) & (support * image.reweighting.records.mean() >= 2 * len(image.offset) + 2)
+    if good.sum() < 2 * len(powers):
+        raise CheckError(f"{good.sum()} of {len(unit)} points of the region have support; expected {2 * len(powers)}")
+    weight = np.sqrt(np.minimum(support[good], 10))[:, None]
+    basis = _monomials(unit[good], powers) * weight
+    lower = moments.lower[good]
+    i, j = np.tril_indices(lower.shape[1])
+    entries = np.where(i == j, np.log(np.maximum(lower[:, i, j], 1e-300)), lower[:, i, j])
+    targets = [moments.mean[good], entries, moments.histogram[good], *([image.log_z(union[good])[:, None]] if whole else [])]
+    mean, entries, histogram, *log_z = [np.linalg.lstsq(basis, target * weight, rcond=None)[0] for target in targets]
+    exact = (log_z[0][:, 0], embed @ image.observed, image.temper(own[: len(embed)] @ embed)) if whole else (None, None, 1.0)
+    return Patch(own, np.linalg.inv(root), powers, mean, entries, histogram, *exact, emulator.statistic(o), emulator.n_composition(o))
+
+
+def _regressed(
+    emulator: Emulator,
+    o: Observation,
+    own: NDArray,
+    root: NDArray,
+    radius: float,
+    powers: NDArray,
+    embed: NDArray,
+    rng: np.random.Generator,
+) -> Patch:
+    """A quadratic regression on one image's chains."""
+    image = emulator.images[o.name]
+    fitted = regress(emulator, o.name, own, root, radius, powers, embed, rng)
+    features = None if fitted.log_z is None else embed @ image.observed
+    # the emulator's error at the centre, as a record's worth
+    h = float(leverage(monomials(np.zeros((1, len(own))), powers), fitted.spread)[0])
+    return Patch(
+        own, np.linalg.inv(root), powers, fitted.mean, fitted.entries, fitted.histogram, fitted.log_z, features, 1 / (1 + image.shared * h),
+        emulator.statistic(o), emulator.n_composition(o), fitted.spread, fitted.misfit, float(image.reweighting.records.mean()),
+    )  # fmt: skip
 
 
 def _monomials(z: Any, powers: NDArray[np.int64], xp: ModuleType = np) -> Any:

@@ -13,9 +13,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .posterior import Posterior, Result
+from .posterior import Fit, Posterior, Result
 
-_KT = "kT at formation"
 _PACKAGES = ("bayesatoms", "numpy", "scipy", "numba", "jax", "numpyro", "arviz-stats", "xarray")
 _PREDICTIVE = 100  # posterior-predictive images a chain
 
@@ -49,8 +48,8 @@ def provenance(result: Result) -> dict[str, str]:
 def tree(result: Result, name: str) -> xr.DataTree:
     """The tree of one model.
 
-    Groups: posterior, posterior_independent, sample_stats, log_likelihood, posterior_predictive, prior,
-    observed_data, constant_data.
+    Groups: posterior, one for each other likelihood (posterior_independent), sample_stats, log_likelihood,
+    posterior_predictive, prior, observed_data, constant_data.
 
     Parameters
     ----------
@@ -63,10 +62,9 @@ def tree(result: Result, name: str) -> xr.DataTree:
     xarray.DataTree
     """
     fit = result[name]
-    other = next(p for kind, p in fit.posteriors.items() if kind != fit.likelihood)
     groups = {
-        "posterior": _draws(fit.posterior),
-        f"posterior_{other.kind}": _draws(other),
+        "posterior": _draws(fit, fit.posterior),
+        **{f"posterior_{p.kind}": _draws(fit, p) for p in fit.posteriors.values() if p.kind != fit.likelihood},
         "sample_stats": _stats(fit.posterior),
         "log_likelihood": _log_likelihood(result, fit.posterior),
         "posterior_predictive": _predictive(result, name),
@@ -75,7 +73,7 @@ def tree(result: Result, name: str) -> xr.DataTree:
         "constant_data": _constant(result, name),
     }
     found = xr.DataTree.from_dict(groups)
-    found.attrs = {"model": name, "couplings": _KT, "creation_library": "bayesatoms", **provenance(result)}
+    found.attrs = {"model": name, "couplings": fit.parameters.unit, "creation_library": "bayesatoms", **provenance(result)}
     return found
 
 
@@ -100,11 +98,13 @@ def _coordinates(posterior: Posterior) -> dict[str, NDArray]:
     return {"chain": np.arange(chains), "draw": np.arange(draws)}
 
 
-def _draws(posterior: Posterior) -> xr.Dataset:
+def _draws(fit: Fit, posterior: Posterior) -> xr.Dataset:
     values = {
-        n: _variable(("chain", "draw"), posterior.draws[..., a], f"coupling {n}, {posterior.kind} likelihood", _KT)
+        n: _variable(("chain", "draw"), posterior.draws[..., a], f"coupling {n}, {posterior.kind} likelihood", fit.parameters.unit)
         for a, n in enumerate(posterior.names)
     }
+    for n, drawn in posterior.nuisances.items():
+        values[n] = _variable(("chain", "draw"), drawn, f"nuisance {n}, {posterior.kind} likelihood", fit.parameters.unit_of(n))
     return xr.Dataset(values, coords=_coordinates(posterior))
 
 
@@ -124,13 +124,13 @@ def _predictive(result: Result, name: str) -> xr.Dataset:
     """Class counts of images simulated at posterior draws, straight from the pool's snapshots."""
     fit = result[name]
     stride = max(1, fit.posterior.draws.shape[1] // _PREDICTIVE)
-    draws = fit.posterior.draws[:, ::stride]
-    union = draws.reshape(draws.shape[0] * draws.shape[1], -1) @ result.emulator.embed(fit.model)
+    posterior, embed = fit.posterior, result.emulator.embed(fit.model)
+    draws = np.concatenate([posterior.draws, *(v[..., None] for v in posterior.nuisances.values())], axis=-1)[:, ::stride]
+    flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
     rng = np.random.default_rng(np.random.SeedSequence([result.seed, 3, *np.frombuffer(name.encode(), np.uint8)]))
     columns = []
     for o in result.observations:
-        image = result.emulator.images[o.name]
-        picks = []
+        image, union, picks = result.emulator.images[o.name], fit.couplings_of(o, flat) @ embed, []
         for block in np.array_split(union, max(1, len(union) // 32)):
             cumulative = np.cumsum(image.reweighting.weights(block), axis=1)
             picks.extend(np.searchsorted(row, rng.random() * row[-1]) for row in cumulative)
@@ -145,11 +145,11 @@ def _predictive(result: Result, name: str) -> xr.Dataset:
 def _prior(result: Result, name: str, n: int = 1000) -> xr.Dataset:
     import jax
 
-    model, values = result[name].model, {}
-    for a, coupling in enumerate(model.names):
+    parameters, values = result[name].parameters, {}
+    for a, coupling in enumerate(parameters.names):
         key = jax.random.fold_in(jax.random.key(result.seed), a)
-        draws = np.asarray(model.prior(coupling).sample(key, (1, n)))
-        values[coupling] = _variable(("chain", "draw"), draws, f"prior of coupling {coupling}", _KT)
+        draws = np.asarray(parameters.prior(coupling).sample(key, (1, n)))
+        values[coupling] = _variable(("chain", "draw"), draws, f"prior of {coupling}", parameters.unit_of(coupling))
     return xr.Dataset(values, coords={"chain": [0], "draw": np.arange(n)})
 
 
@@ -183,7 +183,7 @@ def _constant(result: Result, name: str) -> xr.Dataset:
         ),
         "contrasts": _variable(("statistic_row", "environment"), result.statistic.contrasts, "statistic per environment class"),
         "multiplicity": _variable(("environment",), environments.multiplicity, "raw environments of a class"),
-        "crb_sd": _variable(("coupling",), fit.crb_sd, "Cramer-Rao bound of the standard deviation", _KT),
+        "crb_sd": _variable(("coupling",), fit.crb_sd, "Cramer-Rao bound of the standard deviation", fit.parameters.unit),
     }
     coords = {
         **_labels(result),

@@ -14,6 +14,7 @@ from numba import njit, uint64
 from numpy.typing import NDArray
 
 KERNEL_VERSION = 1  # part of every stored chain's identity: raise it when a kernel's output changes
+EXCHANGE_VERSION = 1  # the same for chains of a ladder
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -161,3 +162,123 @@ def flip_chain(
         if row >= 0:
             _record(row, labels, codes, base, tables, snapshots, features)
     return accepted
+
+
+@_jit
+def _swaps(
+    count: int,
+    labels: Labels,
+    codes: Ints,
+    slots: Ints,
+    group: Ints,
+    base: Ints,
+    start: Ints,
+    touch: Ints,
+    stride: Ints,
+    energies: Floats,
+    state: State,
+) -> int:
+    """So many attempts of the move of :func:`swap_chain` on one replica; returns how many were accepted."""
+    accepted, n = 0, len(labels)
+    for _ in range(count):
+        p = below(state, n)
+        i = slots[p]
+        a = np.int64(labels[i])
+        q = below(state, n - (group[a + 1] - group[a]))
+        if q >= group[a]:
+            q += group[a + 1] - group[a]
+        j = slots[q]
+        step = np.int64(labels[j]) - a
+        change = change_site(i, step, codes, base, start, touch, stride, energies)
+        change += change_site(j, -step, codes, base, start, touch, stride, energies)
+        if change <= 0.0 or uniform(state) < np.exp(-change):
+            labels[i], labels[j] = labels[j], labels[i]
+            slots[p], slots[q] = j, i
+            accepted += 1
+        else:
+            change_site(j, step, codes, base, start, touch, stride, energies)
+            change_site(i, -step, codes, base, start, touch, stride, energies)
+    return accepted
+
+
+@_jit
+def exchange_chains(
+    labels: Labels,
+    codes: Ints,
+    slots: Ints,
+    group: Ints,
+    base: Ints,
+    start: Ints,
+    touch: Ints,
+    stride: Ints,
+    tables: Floats,
+    energies: Floats,
+    couplings: Floats,
+    parent: Ints,
+    parity: Ints,
+    far: int,
+    warm: int,
+    legs: int,
+    leg: int,
+    state: State,
+    snapshots: Labels,
+    features: Floats,
+    accepted: Ints,
+    exchanged: Ints,
+) -> int:
+    """Canonical chains at several couplings, one a rung, that exchange their configurations.
+
+    Replicas (labels, codes, slots, one a row) sit on rungs (energies, couplings, one a row). After
+    every `leg` swap moves of each replica a rung of even parity, next time one of odd parity, exchanges
+    with its parent in the tree of rungs (rung 0 is the root) with probability
+    min(1, exp((w_i - w_j).(F_i - F_j))): the product of the rungs' distributions stays as it is.
+    `warm` legs come before the first record, `legs` before each. Records go to the rung,
+    ``snapshots[rung, row]`` and ``features[rung, row]``; `accepted` counts the moves of each rung and
+    ``exchanged[rung]`` the (attempts, successes) with its parent, after the warm legs. Returns the round
+    trips of all replicas, from the root to rung `far` and back.
+    """
+    rungs, n_features = couplings.shape
+    at, heading, counted = np.arange(rungs), np.zeros(rungs, np.int64), np.zeros((rungs, n_features))
+    trips, turn = 0, 0
+    for row in range(-1, snapshots.shape[1]):
+        for _ in range(warm if row < 0 else legs):
+            for r in range(rungs):
+                a = at[r]
+                done = _swaps(leg, labels[a], codes[a], slots[a], group, base, start, touch, stride, energies[r], state)
+                if row >= 0:
+                    accepted[r] += done
+            for a in range(rungs):
+                for f in range(n_features):
+                    counted[a, f] = 0.0
+                for instance in range(codes.shape[1]):
+                    for f in range(n_features):
+                        counted[a, f] += tables[base[instance] + codes[a, instance], f]
+            for r in range(1, rungs):
+                if parity[r] != turn:
+                    continue
+                other = parent[r]
+                a, b = at[r], at[other]
+                gain = 0.0
+                for f in range(n_features):
+                    gain += (couplings[r, f] - couplings[other, f]) * (counted[a, f] - counted[b, f])
+                success = gain >= 0.0 or uniform(state) < np.exp(gain)
+                if success:
+                    at[r], at[other] = b, a
+                if row >= 0:
+                    exchanged[r, 0] += 1
+                    exchanged[r, 1] += success
+            turn = 1 - turn
+            first, last = at[0], at[far]
+            if heading[last] == 1:
+                heading[last] = 2
+            if heading[first] == 2 and row >= 0:
+                trips += 1
+            heading[first] = 1
+        if row >= 0:
+            for r in range(rungs):
+                a = at[r]
+                for site in range(labels.shape[1]):
+                    snapshots[r, row, site] = labels[a, site]
+                for f in range(n_features):
+                    features[r, row, f] = counted[a, f]
+    return trips

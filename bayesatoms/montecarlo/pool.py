@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,30 @@ class DesignPoint:
         return run_chain(self.compiled, self.couplings, labels, **length, seed=moves, potential=self.potential)
 
 
+class Recipe(Protocol):
+    """What the pool must know of a chain to store it."""
+
+    key: str
+    couplings: NDArray[np.float64]
+    counts: tuple[int, ...]
+    samples: int
+    sweeps: float
+    burn: float
+
+
+class Together(Protocol):
+    """Chains that run as one task: each is stored by its own recipe; `run` gives an object with all of them in `chains`."""
+
+    key: str
+
+    @property
+    def rungs(self) -> Sequence[Recipe]:
+        """The recipes, in the order of the chains."""
+
+    def run(self) -> Any:
+        """Run all of them."""
+
+
 class Pool:
     """Chains by the key of their design point, in memory or in a folder.
 
@@ -95,6 +120,7 @@ class Pool:
         self.simulated = 0  # chains run by this object, not read from storage
         self.moves = 0
         self.sweeps = 0.0
+        self.exchanged: dict[str, Any] = {}
         self._chains: dict[str, Chain] = {}
         if self.folder is not None:
             try:
@@ -123,7 +149,27 @@ class Pool:
                 progress("simulate", done, len(missing))
         return [self._chains[p.key] for p in points]
 
-    def take(self, points: Sequence[DesignPoint], other: Pool) -> None:
+    def run_ladders(
+        self, ladders: Sequence[Together], *, workers: int = 1, progress: Progress | None = None, force: bool = False
+    ) -> list[list[Chain]]:
+        """Chains of each ladder in the order of its points; a ladder of which one chain is missing is run as a whole.
+
+        A ladder is one task of one worker. Its acceptance rates and round trips come from its own `run`, and are
+        in :attr:`exchanged` by its key where this object ran it.
+        """
+        missing = {a.key: a for a in ladders if force or any(self._find(r.key) is None for r in a.rungs)}
+        for done, (ladder, found) in enumerate(executor(workers).run(_run_together, missing.values()), 1):
+            self.exchanged[ladder.key] = found
+            for rung, chain in zip(ladder.rungs, found.chains, strict=True):
+                self._keep(rung, chain)
+                self.simulated += 1
+                self.moves += chain.moves
+                self.sweeps += rung.burn + rung.sweeps * rung.samples
+            if progress is not None:
+                progress("exchange", done, len(missing))
+        return [[self._chains[r.key] for r in a.rungs] for a in ladders]
+
+    def take(self, points: Sequence[Recipe], other: Pool) -> None:
         """Copy what another pool has of these design points and this one has not."""
         for point in points:
             if self._find(point.key) is None and (chain := other._find(point.key)) is not None:
@@ -140,7 +186,7 @@ class Pool:
                 self._chains[key] = chain
         return self._chains.get(key)
 
-    def _keep(self, point: DesignPoint, chain: Chain) -> None:
+    def _keep(self, point: Recipe, chain: Chain) -> None:
         if self.folder is not None:
             path = self._path(point.key)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -184,3 +230,7 @@ class Pool:
             raise InputError(
                 f"pool catalogue {path} cannot be used ({error}); expected an sqlite file written by bayesatoms; move it away to start anew"
             ) from None
+
+
+def _run_together(ladder: Together) -> Any:
+    return ladder.run()

@@ -9,9 +9,10 @@ What to draw when: :func:`reading` for whether an image was read rightly, or its
 :func:`histogram` for how well each model reproduces them; :func:`posteriors` and :func:`corner` for the
 couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which model;
 :func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what
-follows elsewhere.
+follows elsewhere; :func:`rank_bands` for whether the posteriors can be trusted.
 """
 
+from .calibration import rank_bands
 from .couplings import corner, label_shift, posteriors
 from .fits import histogram, predicted_counts, s2_landscape, weights
 from .micrographs import background, certainty, intensities, overlay, reading, strain
@@ -32,6 +33,7 @@ __all__ = [
     "phase_map",
     "posteriors",
     "predicted_counts",
+    "rank_bands",
     "reading",
     "s2_landscape",
     "save",

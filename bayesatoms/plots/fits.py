@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..hamiltonian import Hamiltonian
-from ..inference.comparison import PRIOR_SCALES, Comparison
+from ..inference.comparison import Comparison
 from ..inference.criteria import LeastDistance, least_distance
 from ..inference.distance import squared_distance
 from ..inference.emulator import SUPPORT_BAR
 from ..inference.posterior import Result
+from ..inference.priors import PRIOR_SCALES
 from ..observation import Observation
 from .structure import framed_environment
 from .style import ENERGY, GREY, HATCH, INK, PALE, RANDOM, model_colours, new_figure, signed, styled, thin

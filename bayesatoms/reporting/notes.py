@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..hamiltonian import Cluster, Field, Hamiltonian, Orbit, Pair, Term
+from ..hamiltonian import Cluster, Field, Hamiltonian, Pair, Term
 from ..inference.comparison import Comparison
+from ..inference.identifiability import identifiability as seen
+from ..inference.identifiability import orientations, redundant_pairs
 from ..inference.posterior import Result
-from ..inference.statistic import contrast
 from ..lattice import Lattice
 
 _PRIOR_BOUND = 0.9  # posterior sd over prior sd, above which the images say next to nothing
@@ -67,6 +67,7 @@ def identifiability(result: Result, comparison: Comparison) -> list[str]:
     """What these images and this statistic cannot tell apart, a sentence each."""
     models = [fit.model for fit in result.fits.values()]
     found = [note for model in models for note in (*_orientations(result, model), *_redundant_pairs(model))]
+    found += [note for note in seen(models, result.observations).sentences if note not in found]
     found += _prior_bound(result)
     if result.statistic.dropped:
         dropped, kept = ", ".join(result.statistic.dropped), ", ".join(result.statistic.names[result.statistic.n_composition :])
@@ -83,42 +84,11 @@ def identifiability(result: Result, comparison: Comparison) -> list[str]:
 
 
 def _orientations(result: Result, model: Hamiltonian) -> list[str]:
-    """Terms on one of several orientations that the classes count alike."""
-    alike: dict[int, list[str]] = {}
-    for term, orbit in zip(model.terms, model.orbits, strict=True):
-        others = _other_orientations(term, orbit, model)
-        own = contrast(result.statistic.environments, orbit, term.name)
-        same = [o for o in others if np.allclose(contrast(result.statistic.environments, o, term.name), own, atol=1e-9)]
-        if same:
-            alike.setdefault(len(same) + 1, []).append(term.name)
-    return [
-        f"{model.name}: {', '.join(names)} {'act' if len(names) > 1 else 'acts'} on one of {n} orientations that the environment classes "
-        "count alike: the images cannot tell which orientation carries the interaction."
-        for n, names in alike.items()
-    ]
-
-
-def _other_orientations(term: Term, orbit: Orbit, model: Hamiltonian) -> list[Orbit]:
-    """The same term turned into the other orientations that the lattice's symmetry has."""
-    if isinstance(term, Pair) and term.direction is not None:
-        others = [d for d in range(len(model.lattice.directions(term.shell))) if d != term.direction]
-        return [Pair(term.a, term.b, term.shell, d, term.layer).orbit(model.lattice, model.species) for d in others]
-    if isinstance(term, Cluster) and term.orbit_of == "one":
-        every = Cluster(term.species, term.sites, orbit="all").orbit(model.lattice, model.species)
-        return [Orbit(sites[None], orbit.table, term.layer) for sites in every.sites[1:]]  # the first is the cluster itself
-    return []
+    return orientations(model, result.statistic.environments)
 
 
 def _redundant_pairs(model: Hamiltonian) -> list[str]:
-    """More pair couplings on a shell than a fixed composition leaves identifiable."""
-    k = len(model.species)
-    most = k * (k - 1) // 2
-    shells = Counter((t.shell, t.direction, t.layer) for t in model.terms if isinstance(t, Pair))
-    return [
-        f"{model.name}: {n} pair couplings on shell {shell}; at fixed composition only {most} of them can be told apart for {k} species."
-        for (shell, _, _), n in shells.items()
-        if n > most
-    ]
+    return redundant_pairs(model)
 
 
 def _prior_bound(result: Result) -> list[str]:

@@ -24,15 +24,19 @@ from .. import plots
 from ..errors import InputError
 from ..files import write
 from ..imaging.micrograph import Micrograph
-from ..inference.comparison import PRIOR_SCALES, Comparison, compare, remaining
-from ..inference.criteria import log_evidence
+from ..inference.comparison import Comparison, compare, remaining
+from ..inference.evidence import log_evidence
 from ..inference.posterior import Check, Fit, Result
+from ..inference.priors import PRIOR_SCALES
+from ..inference.ranked import Calibration
 from ..inference.sensitivity import Sensitivity, estimates, sentence
 from ..inference.trees import versions
 from ..observation import Observation
 from ..phases.diagram import PhaseDiagram
 from ..units import to_energy
+from . import calibration as trust
 from . import images
+from .comparison import comparison_tables
 from .notes import identifiability, meaning, prior_text
 from .references import cited
 
@@ -49,6 +53,7 @@ def write_report(
     relabelled: Mapping[str, Result] | None = None,
     readings: Mapping[str, Micrograph] | None = None,
     sensitivity: Sensitivity | None = None,
+    calibration: Calibration | None = None,
     title: str | None = None,
 ) -> Path:
     """Write one self-contained HTML page about a run.
@@ -68,6 +73,8 @@ def write_report(
         What ``analyse`` returned: adds the pictures and warnings of images that were read from pixels.
     sensitivity : Sensitivity, optional
         As ``label_sensitivity`` gives it for moved thresholds: adds how the couplings move.
+    calibration : Calibration, optional
+        As ``calibrate(result)`` gives it: adds how far the posteriors can be trusted.
     title : str, optional
 
     Returns
@@ -91,6 +98,7 @@ def write_report(
         **_page(result, diagram, comparison, dict(relabelled or {}), title),
         "readings": images.readings(readings or {}),
         "sensitivity": images.sensitivity(sensitivity),
+        "calibration": trust.calibration(calibration),
     })  # fmt: skip
     try:
         write(path, page)
@@ -116,6 +124,7 @@ def _page(
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "result": result,
         "comparison": comparison,
+        "tables": comparison_tables(result, comparison),
         "units": _plural(comparison.n_units, comparison.units.removesuffix("s")),
         "scales": PRIOR_SCALES,
         "failed": failed,
