@@ -12,7 +12,7 @@ likelihood and budget the table has the median and the 95 % range over data sets
 and, over all data sets, the mean ratio of the standard deviations, the ratio of root-mean-square errors about the
 truth (ours over the exact mean's), and our sd over the Cramer-Rao bound. The currency is one configuration = 10 sweeps
 of simulation, about three autocorrelation times, and everything counts: pilot, equilibration, records. A peer's
-simulated configuration starts at random and is equilibrated for 20 sweeps, but is counted once.
+configuration starts at random and is equilibrated for 20 sweeps; the table counts it once.
 
 With --peer-python PATH (an environment in which `import sbi` works) NPE and NLE run beside it on the alloy. By hand, not
 in the tests: an hour or so for everything; references are kept in the folder --cache.
@@ -192,7 +192,7 @@ def peers(case: Case, given: argparse.Namespace, images: list[list], ours: dict[
     print(f"peers' prior Normal(0, {given.peer_prior:g}); {len(features)} configurations simulated in {time.perf_counter() - clock:.0f} s")
     truths = []
     for sets in images:
-        # the peers' prior may be narrower, in their favour: the exact posterior they are held against has it too
+        # where the peers' prior is narrower, in their favour, the exact posterior they are held against has it too
         truth = exact(case, sets, given.cache)
         change = -0.5 * (case.points**2).sum(axis=1) * (given.peer_prior**-2 - case.prior_sd**-2)
         truths.append(Grid.of(case.points, np.log(np.maximum(truth.density, 1e-300)) + change))
@@ -213,7 +213,9 @@ def peers(case: Case, given: argparse.Namespace, images: list[list], ours: dict[
             print(row(f"{case.name}, sbi {method} {budget}", found, None), flush=True)
             if ours:
                 median = float(np.median([f.kl for f in found]))
-                print(f"    divergence {median:.4f}: {budget} configurations, ours {equal(ours, median)}")
+                print(
+                    f"    divergence {median:.4f}: {budget} configurations of {FRESH} sweeps; ours {equal(ours, median)} of {SWEEPS} sweeps"
+                )
 
 
 # ------------------------------------------------------------------ the table
@@ -236,7 +238,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", help="an interpreter that can import sbi")
     parser.add_argument("--peers", nargs="+", choices=("NPE", "NLE"), default=["NPE", "NLE"])
     parser.add_argument("--peer-budget", nargs="+", type=int, default=[1000, 3000, 10000, 30000])
-    parser.add_argument("--peer-prior", type=float, default=0.5, help="standard deviation of the peers' prior, kT")
+    parser.add_argument("--peer-prior", type=float, default=1.0, help="standard deviation of the peers' prior, kT; ours is 1")
     return parser.parse_args()
 
 

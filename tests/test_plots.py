@@ -54,13 +54,13 @@ def random_image(name: str, side: int) -> Observation:
     return Observation.from_labels(labels, METAL, SPECIES, name=name, source={"file": f"{name}.csv", "sha256": "ab12"})
 
 
-def importance_draws(model, observations, smooth, kind, seed, settings) -> posterior.Posterior:
+def importance_draws(observations, smooth, kind, seed, settings) -> posterior.Posterior:
     """Stands in for NUTS: equally weighted draws of the same posterior, with nothing to compile."""
     shape = (settings.parallel, settings.draws)
     draws = explore(smooth, observations, kind, np.random.default_rng(seed), n=shape[0] * shape[1]).reshape(*shape, -1)
     likelihoods = posterior.log_likelihoods(smooth, observations, kind, draws.reshape(-1, draws.shape[-1])).reshape(*shape, -1)
-    k = len(model.names)
-    return posterior.Posterior(kind, model.names, draws, likelihoods, np.ones(k), np.full(k, 1e3), {"diverging": np.zeros(shape, bool)})
+    k = len(smooth.model.names)
+    return posterior.Posterior(kind, smooth.model.names, draws, likelihoods, np.ones(k), np.full(k, 1e3), {"diverging": np.zeros(shape, bool)})
 
 
 @cache
