@@ -80,8 +80,8 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     -------
     Results
     """
-    from .inference.campaign import check_inputs
     from .inference.comparison import compare
+    from .inference.inputs import check_inputs
     from .inference.posterior import infer
     from .inference.sensitivity import label_sensitivity
     from .montecarlo.pool import Pool
@@ -385,8 +385,13 @@ def _model_summary(result: Result, comparison: Comparison, name: str) -> dict[st
         "independent": _couplings(result, name, "independent"),
         "calibrated": _couplings(result, name, "calibrated"),
         "nuisances": {
-            n: {"mean": float(v.mean()), "sd": float(v.std(ddof=1)), "q05": float(np.quantile(v, 0.05)), "q95": float(np.quantile(v, 0.95)),
-                "unit": fit.parameters.unit_of(n)}
+            n: {
+                "mean": float(v.mean()),
+                "sd": float(v.std(ddof=1)),
+                "q05": float(np.quantile(v, 0.05)),
+                "q95": float(np.quantile(v, 0.95)),
+                "unit": fit.parameters.unit_of(n),
+            }
             for n, v in p.nuisances.items()
         },
         "s2": {o.name: float(s) for o, s in zip(result.observations, row.least.s2, strict=True)},

@@ -28,7 +28,7 @@ from bayesatoms.inference import posterior
 from bayesatoms.inference.campaign import Settings
 from bayesatoms.inference.comparison import compare
 from bayesatoms.inference.criteria import image_s2
-from bayesatoms.inference.densities import explore
+from bayesatoms.inference.densities import explore, log_likelihoods
 from bayesatoms.lattice import Lattice
 from bayesatoms.observation import Observation
 from bayesatoms.phases.candidates import Candidate
@@ -58,9 +58,9 @@ def importance_draws(observations, smooth, kind, seed, settings) -> posterior.Po
     """Stands in for NUTS: equally weighted draws of the same posterior, with nothing to compile."""
     shape = (settings.parallel, settings.draws)
     draws = explore(smooth, observations, kind, np.random.default_rng(seed), n=shape[0] * shape[1]).reshape(*shape, -1)
-    likelihoods = posterior.log_likelihoods(smooth, observations, kind, draws.reshape(-1, draws.shape[-1])).reshape(*shape, -1)
-    k = len(smooth.model.names)
-    return posterior.Posterior(kind, smooth.model.names, draws, likelihoods, np.ones(k), np.full(k, 1e3), {"diverging": np.zeros(shape, bool)})
+    likelihoods = log_likelihoods(smooth, observations, kind, draws.reshape(-1, draws.shape[-1])).reshape(*shape, -1)
+    k, stats = len(smooth.model.names), {"diverging": np.zeros(shape, bool)}
+    return posterior.Posterior(kind, smooth.model.names, draws, likelihoods, np.ones(k), np.full(k, 1e3), stats)
 
 
 @cache

@@ -3,6 +3,7 @@
 All candidates share one pool in the union of their couplings. A round fits a smooth emulator over the
 region where each posterior is believed to be, finds the posterior there by importance sampling,
 and adds chains at draws of it; it ends when the posteriors stay put and their draws have support.
+Where chains turn out too slow, those of later rounds exchange configurations with their neighbours.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from scipy.stats import qmc
 from ..errors import CheckError, InputError
 from ..hamiltonian import Compiled, Hamiltonian, Orbit
 from ..lattice import Supercell
+from ..montecarlo.chains import Chain
+from ..montecarlo.exchange import Ladder, linked
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
-from .densities import emulator_error, explore, scoring, widths
-from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Records
+from .densities import SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
+from .emulator import SLOW_BAR, SUPPORT_BAR, Emulator, ImageEmulator, Records, slow_weight
+from .inputs import KINDS, check_inputs
 from .parameters import Nuisances, Parameters, noisy
 from .pseudolikelihood import pseudo_likelihood
 from .reuse import Box, Point, Simulated, geometry, identity
@@ -29,7 +33,6 @@ from .smooth import SmoothEmulator
 from .statistic import Statistic, union
 from .variation import Variant, VariedEmulator, middle, variants
 
-KINDS = ("calibrated", "independent")  # likelihoods that every image has
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
 _REFITS = 3  # fits of one round at most, each where the last found the posterior
 _WIDER = 2.25  # first covariance over that of the posterior
@@ -175,27 +178,18 @@ class Campaign:
 
     def gather(self, points: Sequence[Point]) -> Emulator:
         """Chains of every image, from the pool (the past campaign's too) or run, and the pool solved anew."""
-        recipes = [
-            DesignPoint(self.compiled[o.name], np.array(p.couplings), v.atoms, p.samples, p.sweeps, p.burn, p.seed)
-            for o in self.observations
-            for p in points
-            if p.image in (None, o.name)
-            for v in self.variants[o.name]
-        ]
-        if self.past is not None:
-            self.pool.take(recipes, self.past.pool)
-        chains = zip(recipes, self.pool.run(recipes, workers=self.workers, progress=self.report), strict=True)
+        found = self._chains(points)
         self.design.extend(points)
         for o in self.observations:
             name = np.frombuffer(o.name.encode(), np.uint8)
-            for _ in (p for p in points if p.image in (None, o.name)):
+            for p in (p for p in points if p.image in (None, o.name)):
                 for number, (variant, records) in enumerate(zip(self.variants[o.name], self.records[o.name], strict=True)):
                     # the operator's random numbers follow from the image and the chain's place, not from the round
                     rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(records), *name, *([number] if number else [])]))
-                    recipe, chain = next(chains)
+                    key, chain = found[o.name, number, p]
                     records.append(Records.of(chain, variant.operator, rng))
-                    if recipe.key not in self.counted:
-                        self.counted.add(recipe.key)
+                    if key not in self.counted:
+                        self.counted.add(key)
                         self.moves += chain.moves
         images = {o.name: self._emulate(o, 0) for o in self.observations}
         varied = {}
@@ -211,6 +205,57 @@ class Campaign:
         self.emulator = Emulator(self.names, images, self.statistic, varied, not self.nuisances.composition)
         return self.emulator
 
+    def _chains(self, points: Sequence[Point]) -> dict[tuple[str, int, Point], tuple[str, Chain]]:
+        """Key and chain of each point, by image and variant; those that have none yet are run, ladders as a whole."""
+        alone: dict[tuple[str, int, Point], DesignPoint] = {}
+        together: dict[tuple[str, int, int], list[Point]] = {}
+        for o in self.observations:
+            for p in (p for p in points if p.image in (None, o.name)):
+                for number in range(len(self.variants[o.name])):
+                    if p.ladder:
+                        together.setdefault((o.name, number, p.ladder), []).append(p)
+                    else:
+                        alone[o.name, number, p] = self._recipe(o.name, p, number)
+        ladders = {place: Ladder([self._recipe(place[0], p, place[1]) for p in rungs]) for place, rungs in together.items()}
+        if self.past is not None:
+            self.pool.take([*alone.values(), *(rung for ladder in ladders.values() for rung in ladder.rungs)], self.past.pool)
+        chains = self.pool.run(list(alone.values()), workers=self.workers, progress=self.report)
+        found = {place: (recipe.key, chain) for (place, recipe), chain in zip(alone.items(), chains, strict=True)}
+        exchanged = self.pool.run_ladders(list(ladders.values()), workers=self.workers, progress=self.report)
+        for (place, ladder), rows in zip(ladders.items(), exchanged, strict=True):
+            for p, rung, chain in zip(together[place], ladder.rungs, rows, strict=True):
+                found[place[0], place[1], p] = (rung.key, chain)
+        return found
+
+    def _recipe(self, image: str, p: Point, variant: int = 0) -> DesignPoint:
+        atoms = self.variants[image][variant].atoms
+        return DesignPoint(self.compiled[image], np.array(p.couplings), atoms, p.samples, p.sweeps, p.burn, p.seed)
+
+    @property
+    def exchanging(self) -> set[str]:
+        """Images whose chains run in ladders, since chains alone were too slow."""
+        return {p.image for p in self.design if p.ladder and p.image is not None}
+
+    def _exchange(self, points: Sequence[Point], regions: Sequence[Region]) -> list[Point]:
+        """The same points, with those of images that need it, and what joins them, in a ladder."""
+        needed = {o.name for o in self.observations if o.name in self.exchanging or self._slow(o.name, regions)}
+        if not needed:
+            return list(points)
+        number, found = 1 + max(p.ladder for p in self.design), []
+        for o in self.observations:
+            own = [replace(p, image=o.name) for p in points if p.image in (None, o.name)]
+            if o.name in needed:
+                rungs = linked([self._recipe(o.name, p) for p in dict.fromkeys(own)])
+                own = [replace(own[0], couplings=tuple(r.couplings.tolist()), ladder=number) for r in rungs]
+            found += own
+        return found
+
+    def _slow(self, image: str, regions: Sequence[Region]) -> bool:
+        """Whether chains out of equilibrium carry weight where one of the posteriors is."""
+        assert self.emulator is not None
+        at = [r.parameters.union(image, r.centre, self._embed(r.model))[: len(self.names)] for r in regions]
+        return any(slow_weight(self.emulator.images[image], union) > SLOW_BAR for union in at)
+
     def _emulate(self, o: Observation, variant: int, rows: tuple[int, ...] | None = None) -> ImageEmulator:
         """The emulator of one image, or of one of its variants."""
         before = None
@@ -219,6 +264,9 @@ class Campaign:
             if variant:
                 old = self.emulator.varied[o.name].sides[(variant - 1) // 2][(variant - 1) % 2]
             before = old.reweighting.free_energies
+        records = self.records[o.name][variant]
+        if o.name in self.exchanging and (quick := [r for r in records if not r.slow]):
+            before, records = None, quick  # what is stuck would only spoil what exchange has freed
         seen = None
         if o.window.whole and not noisy(o) and o.probabilities is None and o.configuration is not None:
             seen = self.compiled[o.name].features(o.configuration.flat)
@@ -227,7 +275,7 @@ class Campaign:
         return ImageEmulator.build(
             o,
             self.statistic,
-            self.records[o.name][variant],
+            records,
             before,
             shared=shared,
             features_seen=seen,
@@ -297,7 +345,8 @@ class Campaign:
             active = [r for r in regions if not r.settled]
             if not active:
                 break
-            self.gather([p for r in active for p in self._recipes(self._points(r, number), r.parameters)])
+            points = [p for r in active for p in self._recipes(self._points(r, number), r.parameters)]
+            self.gather(self._exchange(points, active))
             regions = [self._advance(r, number) for r in regions]
             self._remember(number, regions)
         return regions
@@ -373,7 +422,13 @@ class Campaign:
         held = support > self.settings.support and supports.min() > 2 * SUPPORT_BAR
         quiet = emulator_error(self.emulator, found.smooth, self.observations, found.centre, found.cov).max() < self.settings.noise
         still = region.smooth is not None and not found.beyond and _moved(region, found) < self.settings.moved
-        return replace(found, settled=bool(still and held and quiet), support=support)
+        some = found.draws[:: max(1, len(found.draws) // 128)]
+        # the check is of other draws: leave it some room
+        close = found.smooth.support(some) is not None or (
+            smooth_error(self.emulator, found.smooth, self.observations, found.kind, some) < 0.8 * SMOOTH_BAR
+        )
+        free = all(o.name in self.exchanging or not self._slow(o.name, [found]) for o in self.observations)
+        return replace(found, settled=bool(still and held and quiet and close and free), support=support)
 
     def _refit(self, region: Region, rng: np.random.Generator) -> Region:
         """The posterior on polynomials fitted where it is believed to be; the region unchanged if the pool is too thin there."""
@@ -406,36 +461,3 @@ def _moved(before: Region, after: Region) -> float:
     """Largest shift of a mean, in standard deviations, or change of a width, in its logarithm."""
     sd, old = np.sqrt(np.diag(after.cov)), np.sqrt(np.diag(before.cov))
     return float(max((np.abs(after.centre - before.centre) / sd).max(), np.abs(np.log(sd / old)).max()))
-
-
-def check_inputs(models: Sequence[Hamiltonian], observations: Sequence[Observation], kinds: Sequence[str] = KINDS) -> None:
-    """Refuse what cannot be inferred from: nothing to infer, names twice, lattices or species that differ (InputError)."""
-    for o in observations if "exact" in kinds else ():
-        if o.configuration is None or not o.window.whole or noisy(o) or o.probabilities is not None:
-            raise InputError(
-                f"{o.name} is no whole periodic crystal without label errors: its exact likelihood is unknown; use the calibrated one"
-            )
-    if not models or not observations:
-        raise InputError(f"{len(models)} models and {len(observations)} observations given; expected at least one of each")
-    if not any(m.terms for m in models):
-        raise InputError(f"model {', '.join(m.name for m in models)} has no couplings: there is nothing to infer; add a model with a term")
-    for kind, names in (("models", [m.name for m in models]), ("observations", [o.name for o in observations])):
-        if len(set(names)) != len(names):
-            raise InputError(f"two {kind} are called {max(names, key=names.count)!r}; give each a name of its own")
-    for name in [*(m.name for m in models), *(o.name for o in observations)]:
-        if not name.strip() or set(name) & set('/\\:*?"<>|') or name.startswith("."):
-            raise InputError(f"name {name!r} cannot be a file's name; use letters, digits, spaces, - or _")
-    first = observations[0].environments
-    for o in observations:
-        if o.environments.key != first.key or o.environments.species != first.species:
-            raise InputError(f"{o.name} is counted by {o.environments!r}, {observations[0].name} by {first!r}; expected the same for all")
-        if np.count_nonzero(o.true_composition > 0) < 2:
-            raise InputError(
-                f"{o.name} shows one species only; a fixed composition without a partner says nothing about couplings: leave it out"
-            )
-    for m in models:
-        if m.lattice != first.lattice or m.species != first.species:
-            raise InputError(
-                f"model {m.name} is on {m.lattice!r} with {'/'.join(m.species)}; "
-                f"the images are on {first.lattice!r} with {'/'.join(first.species)}"
-            )

@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .campaign import Campaign, Region
-from .densities import emulator_error, log_likelihoods, pool_log_likelihoods
-from .emulator import SUPPORT_BAR, ImageEmulator
+from .densities import SMOOTH_BAR, emulator_error, smooth_error
+from .emulator import SLOW_BAR, SUPPORT_BAR, ImageEmulator, slow_weight
 from .sampling import Posterior
 
 _RHAT_BAR, _ESS_BAR = 1.01, 400  # Vehtari et al., Bayesian Anal. 16, 667 (2021)
 _ONE_HEAP = 1.8  # kurtosis minus squared skewness of a uniform law
 _MISFIT_BAR = 2.0  # held-out mean square of the regression on chains
 _NOISE_BAR = 0.3  # of a posterior's standard deviation: the shift that its own simulation may cause
-_SMOOTH_BAR = 0.25  # rms error of the smooth emulator's log likelihood over the posterior
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
     support = smooth.support(some)
     if support is None:
         support = np.min([image.reweighting.support(union[name][:, :q]) for name, image in emulator.images.items()], axis=0)
-        exact = pool_log_likelihoods(emulator, campaign.observations, region.kind, union).sum(axis=1)
-        apart = float(np.std(exact - log_likelihoods(smooth, campaign.observations, region.kind, some).sum(axis=1)))
-        smoothness = Check(apart < _SMOOTH_BAR, f"rms error of the log likelihood over the posterior {apart:.3f}, at most {_SMOOTH_BAR}")
+        apart = smooth_error(emulator, smooth, campaign.observations, region.kind, some)
+        smoothness = Check(apart < SMOOTH_BAR, f"rms error of the log likelihood over the posterior {apart:.3f}, at most {SMOOTH_BAR}")
     else:
         why = (
             f"mean square residual of chains left out {smooth.misfit:.2f} of their error, at most {_MISFIT_BAR} (1 if a quadratic will do)"
@@ -48,7 +46,7 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
     off = float(
         emulator_error(emulator, smooth, campaign.observations, posterior.full.mean(axis=0), np.atleast_2d(np.cov(posterior.full.T))).max()
     )
-    slow = max(_slow_weight(image, middle[name]) for name, image in emulator.images.items())
+    slow = max(slow_weight(image, middle[name]) for name, image in emulator.images.items())
     shape = min(_shape(image, middle[name]) for name, image in emulator.images.items())
     rounds = max((h["round"] for h in campaign.history), default=0)
     return {
@@ -63,7 +61,7 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
         "simulation error": Check(
             off < _NOISE_BAR, f"the pool's own error may have moved a mean by {off:.2f} of its standard deviation, at most {_NOISE_BAR}"
         ),
-        "equilibrium": Check(slow < 0.05, f"chains too slow to judge carry {slow:.1%} of the weight, at most 5 %"),
+        "equilibrium": Check(slow <= SLOW_BAR, f"chains out of equilibrium carry {slow:.1%} of the weight, at most {SLOW_BAR:.0%}"),
         "normality": Check(
             shape > _ONE_HEAP,
             f"least kurtosis minus squared skewness of the statistic {shape:.2f}, above {_ONE_HEAP} (3 if normal, 1 if two heaps)",
@@ -72,12 +70,6 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
         "ess": Check(bool(posterior.ess.min() > _ESS_BAR), f"least effective sample size {posterior.ess.min():.0f}, above {_ESS_BAR}"),
         "divergences": Check(posterior.divergences == 0, f"{posterior.divergences} divergent transitions, expected none"),
     }
-
-
-def _slow_weight(image: ImageEmulator, union: NDArray[np.float64]) -> float:
-    """Share of the weight at these couplings carried by chains that did not equilibrate."""
-    owner = np.repeat(image.slow, image.reweighting.records.astype(int))
-    return float(image.reweighting.weights(union)[owner].sum())
 
 
 def _shape(image: ImageEmulator, union: NDArray[np.float64]) -> float:

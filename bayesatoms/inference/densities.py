@@ -17,6 +17,7 @@ from .parameters import Parameters
 from .smooth import SmoothEmulator
 
 Coordinates = NDArray[np.float64] | Mapping[str, NDArray[np.float64]]
+SMOOTH_BAR = 0.25  # rms error of a smooth emulator's log likelihood over the posterior
 
 
 def scoring(
@@ -100,6 +101,16 @@ def pool_log_likelihoods(emulator: Emulator, observations: Sequence[Observation]
         else:
             columns.append(independent_log_density(o.histogram, moments.histogram, o.n))
     return np.stack(columns, axis=1)
+
+
+def smooth_error(
+    emulator: Emulator, smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, values: NDArray[np.float64]
+) -> float:
+    """Rms difference of the log likelihoods of smooth emulator and pool at parameters (m, p), up to a constant."""
+    embed = emulator.embed(smooth.model)
+    union = {o.name: smooth.parameters.union(o.name, values, embed) for o in observations}
+    exact = pool_log_likelihoods(emulator, observations, kind, union).sum(axis=1)
+    return float(np.std(exact - log_likelihoods(smooth, observations, kind, values).sum(axis=1)))
 
 
 def log_prior(model: Hamiltonian | Parameters, values: NDArray[np.float64], scale: float = 1.0) -> NDArray[np.float64]:

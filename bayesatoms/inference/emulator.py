@@ -17,7 +17,7 @@ from scipy.special import gammaln, logsumexp
 
 from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
-from ..montecarlo.chains import Chain, autocorrelation_time, equilibration
+from ..montecarlo.chains import Chain, autocorrelation_time, equilibration, judge, site_kinds
 from ..observation import Observation
 from ..window import Operator
 from .reweighting import Reweighting
@@ -25,7 +25,7 @@ from .statistic import Statistic
 
 SUPPORT_BAR = 0.05  # effective records in units of one chain, below which there is no answer
 LOOKS = 6  # places of the window on each snapshot: their mean carries less of the window's own noise into m(w) and its slope
-SLOW = 20  # a chain with fewer autocorrelation times than this has not equilibrated
+SLOW_BAR = 0.05  # share of the weight that chains out of equilibrium may carry
 
 
 class Moments(NamedTuple):
@@ -93,7 +93,7 @@ class Records:
         kept, time = independent_records(chain.features)
         snapshots = chain.snapshots[kept]
         counts = np.stack([operator.counts(snapshots, rng) for _ in range(LOOKS)])
-        slow = len(chain) < SLOW * time
+        slow = not judge(chain, site_kinds(operator.supercell)).ok
         return cls(chain.couplings, chain.features[kept], counts, slow, chain.n_sites, chain.features, time)
 
 
@@ -261,6 +261,12 @@ class ImageEmulator:
         weights = self.reweighting.weights(couplings)
         apart = self.reweighting.features - weights @ self.reweighting.features
         return (apart * weights[:, None]).T @ apart * np.sqrt(np.outer(self.shares, self.shares))
+
+
+def slow_weight(image: ImageEmulator, union: NDArray[np.float64]) -> float:
+    """Share of the weight at union couplings (q,) carried by chains that did not equilibrate."""
+    owner = np.repeat(image.slow, image.reweighting.records.astype(int))
+    return float(image.reweighting.weights(union)[owner].sum())
 
 
 def independent_records(features: NDArray[np.float64]) -> tuple[slice, float]:

@@ -104,6 +104,7 @@ class Result:
         return found
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def emulate(
     models: Sequence[Hamiltonian],
     observations: Sequence[Observation],

@@ -28,7 +28,10 @@ FILE = "design.json"  # in a results folder, beside pool/
 
 @dataclass(frozen=True)
 class Point:
-    """One chain of every image, or of the one named: union couplings, length and seed."""
+    """One chain of every image, or of the one named: union couplings, length and seed.
+
+    Points of one image with the same `ladder` ran together and exchanged configurations; 0 is a chain of its own.
+    """
 
     couplings: tuple[float, ...]
     samples: int
@@ -36,6 +39,7 @@ class Point:
     burn: float
     seed: int
     image: str | None = None
+    ladder: int = 0
 
 
 @dataclass(frozen=True)
