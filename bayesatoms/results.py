@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .configuration import UNSEEN
-from .errors import CheckError, InputError
+from .errors import InputError
 from .files import Ledger, write
 from .observation import Observation
 from .readings import finite, reading_summary, write_pictures, write_tables
@@ -100,7 +100,7 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     comparison = compare(result)
     timing["compare"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    calibration = _held_out(result)
+    calibration = result.calibration
     timing["calibrate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     relabelled = {name: infer(study.models, images, pool=pool, reuse=result, **common) for name, images in study.relabelled.items()}
@@ -138,15 +138,6 @@ def _settings(study: Study, workers: int, progress: Progress | None) -> dict[str
         "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
         "workers": workers, "progress": progress, "nuisances": _nuisances(study),
     }  # fmt: skip
-
-
-def _held_out(result: Result) -> Calibration | None:
-    from .inference.heldout import held_out
-
-    try:
-        return held_out(result)
-    except CheckError:
-        return None
 
 
 def calibration_stem(source: str) -> str:

@@ -14,6 +14,7 @@ from test_plots import METAL, SPECIES, scene
 from bayesatoms import plots
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
+from bayesatoms.inference.identifiability import orientations, redundant_pairs
 from bayesatoms.inference.posterior import Check
 from bayesatoms.lattice import Lattice
 from bayesatoms.reporting import notes, references
@@ -255,12 +256,11 @@ def model(*terms) -> Hamiltonian:
     ],
 )
 def test_orientations_that_the_classes_hide(term, blind):
-    assert bool(notes._orientations(scene().result, model(term))) == blind
+    assert bool(orientations(model(term), scene().result.statistic.environments)) == blind
 
 
 def test_orientations_are_told_apart_by_classes_that_keep_them():
-    environments = SimpleNamespace(statistic=SimpleNamespace(environments=raw_environments()))
-    assert not notes._orientations(environments, model(Cluster(("Mo", "Re", "Re"), UP, name="t"), Pair("Mo", "Re", direction=1)))
+    assert not orientations(model(Cluster(("Mo", "Re", "Re"), UP, name="t"), Pair("Mo", "Re", direction=1)), raw_environments())
 
 
 def raw_environments():
@@ -271,8 +271,8 @@ def raw_environments():
 
 def test_more_pairs_than_a_fixed_composition_can_tell():
     two = model(Pair("Mo", "Re"), Pair("Re", "Re", name="rr"))
-    assert "2 pair couplings on shell 1" in notes._redundant_pairs(two)[0]
-    assert not notes._redundant_pairs(model(Pair("Mo", "Re"), Pair("Mo", "Re", shell=2)))
+    assert "2 pair couplings on shell 1" in redundant_pairs(two)[0]
+    assert not redundant_pairs(model(Pair("Mo", "Re"), Pair("Mo", "Re", shell=2)))
 
 
 def test_a_coupling_the_images_say_nothing_about_is_named():

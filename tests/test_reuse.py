@@ -26,7 +26,7 @@ LATTICE, SPECIES = Lattice.triangular(0.316), ("A", "B")
 ALLOY = {"lattice": LATTICE, "species": SPECIES}
 P1 = Hamiltonian("P1", Pair("A", "B", prior=dist.Normal(0, 0.5)), **ALLOY)
 RANDOM = Hamiltonian("R", **ALLOY)
-QUICK = Settings(points=4, samples=160, warmup=200, draws=500)
+QUICK = Settings(points=4, samples=160, warmup=300, draws=1000)
 
 
 def photograph(seed, name, w=0.2, x=0.3, side=28, window=22):

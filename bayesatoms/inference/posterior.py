@@ -19,12 +19,16 @@ from ..hamiltonian import Hamiltonian
 from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
-from .campaign import KINDS, Campaign, Region, Settings
+from .campaign import Campaign, Region, Settings
 from .checks import Check, posterior_checks
 from .densities import widths
 from .emulator import Emulator
+from .heldout import held_out
+from .identifiability import Identifiability, identifiability
+from .inputs import KINDS, check_inputs
 from .likelihood import calibrated_log_density, independent_log_density
 from .parameters import Nuisances, Parameters
+from .ranked import Calibration
 from .reuse import Simulated
 from .reweighting import GRADIENT_BAR
 from .sampling import Posterior, sample
@@ -67,7 +71,8 @@ class Fit:
 class Result:
     """What `infer` returns; ``result["P1"]`` is the fit of that model.
 
-    `simulated` says which chains it rests on, `notes` what a reader must know of how it was made.
+    `simulated` says which chains it rests on, `notes` what a reader must know of how it was made, `identified` which
+    couplings these images can tell at all, found before anything was simulated.
     """
 
     fits: Mapping[str, Fit]
@@ -83,6 +88,15 @@ class Result:
     sources: dict[str, str] = field(default_factory=dict)
     simulated: Simulated | None = None
     notes: tuple[str, ...] = ()
+    identified: Identifiability | None = None
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Whether the posteriors can be trusted, from the pool's held-out chains; None where they are too few. Takes seconds, once."""
+        try:
+            return held_out(self)
+        except CheckError:
+            return None
 
     def __getitem__(self, name: str) -> Fit:
         if name not in self.fits:
@@ -216,6 +230,8 @@ def infer(
     if environments is not None:
         observations = [o.with_environments(environments) for o in observations]
     pool = pool if pool is not None else Pool(None if out is None else Path(out) / "pool")
+    check_inputs(models, observations, KINDS if likelihood in KINDS else (*KINDS, likelihood))
+    identified = identifiability(models, observations, seed=seed)
     clock, before = time.perf_counter(), pool.simulated
     past = reuse.simulated if isinstance(reuse, Result) else None if reuse is None else Simulated.load(reuse)
     campaign, regions = _campaign(
@@ -242,7 +258,7 @@ def infer(
         simulation["chains_reused"] = chains - simulation["chains_simulated_now"]
     return Result(
         fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation,
-        timing, simulated=campaign.simulated(regions),
+        timing, simulated=campaign.simulated(regions), identified=identified,
         notes=(*(f"{note}: simulated anew." for note in campaign.notes), *_temperature_note(observations, nuisances)),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..hamiltonian import Hamiltonian
 from ..inference.comparison import Comparison
-from ..inference.criteria import LeastDistance, least_distance
+from ..inference.criteria import LeastDistance, everywhere, least_distance, with_couplings
 from ..inference.distance import squared_distance
 from ..inference.emulator import SUPPORT_BAR
 from ..inference.posterior import Result
@@ -65,8 +65,9 @@ def predicted_counts(
         Couplings' and images' scatter together.
     """
     image = result.emulator.images[observation.name]
-    couplings = thin(result[model.name].draws, draws)[:draws] if model.terms else np.zeros((1, 0))
-    union = couplings @ result.emulator.embed(model)
+    fit = result[model.name]
+    union = everywhere(result, fit, thin(fit.posterior.full, draws)[:draws] if model.terms else np.zeros((1, 0)))[observation.name]
+    union = union[:, : len(result.emulator.names)]
     rng = np.random.default_rng(np.random.SeedSequence([result.seed, *np.frombuffer(observation.name.encode(), np.uint8)]))
     cumulative = np.cumsum(image.reweighting.weights(union), axis=1)
     each = replicates * (1 if model.terms else draws)
@@ -210,9 +211,10 @@ def s2_landscape(
 
 def _total_s2(result: Result, model: Hamiltonian, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
     """Total S2 at many couplings (m, k), NaN without support: `criteria.image_s2` of many points at a time."""
-    total = np.zeros(len(couplings))
+    total, fit = np.zeros(len(couplings)), result[model.name]
+    at = everywhere(result, fit, with_couplings(fit, couplings) if model.terms else couplings)
     for o in result.observations:
-        blocks = np.array_split(couplings @ result.emulator.embed(model), max(1, len(couplings) // 32))
+        blocks = np.array_split(at[o.name][:, : len(result.emulator.names)], max(1, len(couplings) // 32))
         found = [result.emulator.images[o.name].histogram(block) for block in blocks]
         s2 = squared_distance(o.histogram, np.concatenate([h for h, _ in found]))
         total += np.where(np.concatenate([s for _, s in found]) >= SUPPORT_BAR, s2, np.nan) * o.n / result.n

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hamiltonian import Cluster, Field, Hamiltonian, Pair, Term
+from ..hamiltonian import Cluster, Field, Pair, Term
 from ..inference.comparison import Comparison
-from ..inference.identifiability import identifiability as seen
 from ..inference.identifiability import orientations, redundant_pairs
 from ..inference.posterior import Result
 from ..lattice import Lattice
@@ -66,8 +65,8 @@ def prior_text(prior: Any) -> str:
 def identifiability(result: Result, comparison: Comparison) -> list[str]:
     """What these images and this statistic cannot tell apart, a sentence each."""
     models = [fit.model for fit in result.fits.values()]
-    found = [note for model in models for note in (*_orientations(result, model), *_redundant_pairs(model))]
-    found += [note for note in seen(models, result.observations).sentences if note not in found]
+    found = [note for model in models for note in (*orientations(model, result.statistic.environments), *redundant_pairs(model))]
+    found += [note for note in (result.identified.sentences if result.identified is not None else ()) if note not in found]
     found += _prior_bound(result)
     if result.statistic.dropped:
         dropped, kept = ", ".join(result.statistic.dropped), ", ".join(result.statistic.names[result.statistic.n_composition :])
@@ -81,14 +80,6 @@ def identifiability(result: Result, comparison: Comparison) -> list[str]:
         if result[inner].draws.size
     ]
     return found
-
-
-def _orientations(result: Result, model: Hamiltonian) -> list[str]:
-    return orientations(model, result.statistic.environments)
-
-
-def _redundant_pairs(model: Hamiltonian) -> list[str]:
-    return redundant_pairs(model)
 
 
 def _prior_bound(result: Result) -> list[str]:

@@ -1,4 +1,4 @@
-"""Coverage on the MoS2-ReS2 geometry and beside it: python benchmarks/coverage.py SECTION [options]. By hand, minutes each.
+"""Coverage on the MoS2-ReS2 geometry and beside it: python benchmarks/calibration.py SECTION [options]. By hand, minutes each.
 
 prior     data sets with couplings from Normal(0, SD) for each model, on the four published windows and compositions
 fresh     some of them again, each through the public `infer` with a pool of its own: do the shared pool's answers agree?
