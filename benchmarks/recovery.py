@@ -30,7 +30,7 @@ from bayesatoms.inference.campaign import Campaign, Settings
 from bayesatoms.inference.comparison import compare, remaining
 from bayesatoms.inference.densities import log_prior
 from bayesatoms.inference.emulator import SUPPORT_BAR, Emulator
-from bayesatoms.inference.likelihood import calibrated_log_density
+from bayesatoms.inference.moments import normal_log_density
 from bayesatoms.inference.posterior import infer
 from bayesatoms.inference.priors import PRIOR_SCALES
 from bayesatoms.montecarlo.pool import DesignPoint, Pool
@@ -102,7 +102,7 @@ class Geometry:
         assert emulator is not None
         for o, seen, (moments, support) in zip(self.campaign.observations, counts, self.tables[model.name], strict=True):
             value = emulator.statistic(replace(o, counts=seen))
-            density = calibrated_log_density(value, moments.mean, moments.lower, emulator.n_composition(o))
+            density = normal_log_density(value, moments.mean, moments.lower, emulator.n_composition(o))
             total = total + np.where(support >= SUPPORT_BAR, density, -np.inf)
         return total
 

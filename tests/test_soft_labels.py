@@ -22,7 +22,7 @@ from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference import trees
 from bayesatoms.inference.campaign import Campaign, Settings
 from bayesatoms.inference.comparison import compare
-from bayesatoms.inference.likelihood import calibrated_log_density
+from bayesatoms.inference.densities import pool_log_likelihoods
 from bayesatoms.inference.posterior import infer
 from bayesatoms.lattice import Lattice
 from bayesatoms.montecarlo.chains import run_chain
@@ -317,8 +317,8 @@ def posterior(image: Observation, seed: int) -> tuple[float, float, float, float
     campaign = Campaign.prepare([P1], [image], seed=seed, pool=Pool(), settings=settings, workers=1, report=lambda *_: None)
     emulator = campaign.simulate(np.array([[-0.05], [0.1], [0.2], [0.3], [0.4], [0.55]]))
     w = np.linspace(-0.6, 1.1, 341)
-    moments, support = emulator.images["image"].batch(w[:, None])
-    value = calibrated_log_density(emulator.statistic(image), moments.mean, moments.lower, emulator.n_composition(image))
+    support = emulator.images["image"].batch(w[:, None])[1]
+    value = pool_log_likelihoods(emulator, [image], "calibrated", w[:, None])[:, 0]
     value = np.where(support > 0.05, value + P1.prior("w1").log_prob(w), -np.inf)
     p = np.exp(value - value.max())
     p /= p.sum()

@@ -28,6 +28,7 @@ from .emulator import SLOW_BAR, SUPPORT_BAR, Emulator, ImageEmulator, Records, s
 from .inputs import KINDS, check_inputs
 from .parameters import Nuisances, Parameters, noisy
 from .pseudolikelihood import pseudo_likelihood
+from .quasi import path, stones
 from .reuse import Box, Point, Simulated, geometry, identity
 from .smooth import SmoothEmulator
 from .statistic import Statistic, union
@@ -36,6 +37,7 @@ from .variation import Variant, VariedEmulator, middle, variants
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
 _REFITS = 3  # fits of one round at most, each where the last found the posterior
 _WIDER = 2.25  # first covariance over that of the posterior
+_FOOTHOLD = 0.3  # chains' worth of records wanted at each place on the way from the random alloy
 _AWAY = 2.5  # standard deviations from a region's centre beyond which a posterior is not inside it
 
 
@@ -345,8 +347,8 @@ class Campaign:
             active = [r for r in regions if not r.settled]
             if not active:
                 break
-            points = [p for r in active for p in self._recipes(self._points(r, number), r.parameters)]
-            self.gather(self._exchange(points, active))
+            points = [p for r in active for p in (*self._recipes(self._points(r, number), r.parameters), *self._stones(r))]
+            self.gather(self._exchange(list(dict.fromkeys(points)), active))
             regions = [self._advance(r, number) for r in regions]
             self._remember(number, regions)
         return regions
@@ -395,6 +397,19 @@ class Campaign:
             points[: len(thin)] = thin
         return points
 
+    def _stones(self, region: Region) -> list[Point]:
+        """Chains still wanted on the way from the random alloy, along which likelihoods are integrated."""
+        if region.kind == "independent" or region.smooth is None or region.beyond:
+            return []
+        assert self.emulator is not None
+        s, q, found = self.settings, len(self.names), []
+        for name, image in self.emulator.images.items():
+            end, several = region.parameters.union(name, region.centre, self._embed(region.model)), self.emulator.at(name)
+            places = stones(path(several.batch, several.random, end))[:, :q]
+            bare = places[image.reweighting.support(places) < _FOOTHOLD]
+            found += [Point(tuple(w), s.samples, s.sweeps, s.burn, self.seed, name) for w in bare.tolist()]
+        return found
+
     def _supports(self, region: Region, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Least support (m,) among the images at parameters (m, p)."""
         assert self.emulator is not None
@@ -428,7 +443,8 @@ class Campaign:
             smooth_error(self.emulator, found.smooth, self.observations, found.kind, some) < 0.8 * SMOOTH_BAR
         )
         free = all(o.name in self.exchanging or not self._slow(o.name, [found]) for o in self.observations)
-        return replace(found, settled=bool(still and held and quiet and close and free), support=support)
+        found = replace(found, settled=bool(still and held and quiet and close and free), support=support)
+        return replace(found, settled=found.settled and not self._stones(found))
 
     def _refit(self, region: Region, rng: np.random.Generator) -> Region:
         """The posterior on polynomials fitted where it is believed to be; the region unchanged if the pool is too thin there."""

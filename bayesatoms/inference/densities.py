@@ -12,9 +12,10 @@ from ..errors import CheckError
 from ..hamiltonian import Hamiltonian
 from ..observation import Observation
 from .emulator import Emulator
-from .likelihood import calibrated_log_density, exact_log_density, independent_log_density
+from .likelihood import exact_log_density, independent_log_density
 from .parameters import Parameters
-from .smooth import SmoothEmulator
+from .quasi import from_origin
+from .smooth import SmoothEmulator, log_level
 
 Coordinates = NDArray[np.float64] | Mapping[str, NDArray[np.float64]]
 SMOOTH_BAR = 0.25  # rms error of a smooth emulator's log likelihood over the posterior
@@ -79,11 +80,10 @@ def log_likelihoods(
         if kind == "exact":
             columns.append(exact_log_density(smooth.features(o), *smooth.energies(o.name, values)))
             continue
-        mean, lower, histogram = (part[0] for part in smooth.factors([o.name], values))
         if kind == "calibrated":
-            columns.append(calibrated_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
+            columns.append(smooth.log_origin(o) + smooth.natural(o, values)(smooth.statistic(o)))
         else:
-            columns.append(independent_log_density(o.histogram, histogram, o.n))
+            columns.append(independent_log_density(o.histogram, smooth.factors([o.name], values).histogram[0], o.n))
     return np.stack(columns, axis=1)
 
 
@@ -95,11 +95,12 @@ def pool_log_likelihoods(emulator: Emulator, observations: Sequence[Observation]
         if kind == "exact":
             columns.append(exact_log_density(emulator.features(o), at, emulator.images[o.name].log_z(at)))
             continue
-        moments, _ = emulator.at(o.name).batch(at)
         if kind == "calibrated":
-            columns.append(calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, emulator.n_composition(o)))
+            middle = at.mean(axis=0)
+            ratio = from_origin(emulator.at(o.name).batch, middle, at, emulator.n_composition(o))
+            columns.append(log_level(emulator, o, middle) + ratio(emulator.statistic(o)))
         else:
-            columns.append(independent_log_density(o.histogram, moments.histogram, o.n))
+            columns.append(independent_log_density(o.histogram, emulator.at(o.name).batch(at)[0].histogram, o.n))
     return np.stack(columns, axis=1)
 
 

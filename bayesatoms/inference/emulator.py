@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ..hamiltonian import Hamiltonian
 from ..montecarlo.chains import Chain, autocorrelation_time, equilibration, judge, site_kinds
 from ..observation import Observation
 from ..window import Operator
+from .moments import Moments, normal_log_density
 from .reweighting import Reweighting
 from .statistic import Statistic
 
@@ -28,20 +29,14 @@ LOOKS = 6  # places of the window on each snapshot: their mean carries less of t
 SLOW_BAR = 0.05  # share of the weight that chains out of equilibrium may carry
 
 
-class Moments(NamedTuple):
-    """Sampling law of an image's statistic at given couplings (or at m of them, with a leading axis).
-
-    mean (d,); lower (d, d), the Cholesky factor of its covariance, the emulator's own error included;
-    histogram (n_classes,), the mean class frequencies.
-    """
-
-    mean: Any
-    lower: Any
-    histogram: Any
-
-
 class AbstractEmulator(Protocol):
-    """What a likelihood needs."""
+    """What a likelihood needs. `origin` are the parameters, by name, at which it knows the likelihood: the rest are 0."""
+
+    @property
+    def origin(self) -> Mapping[str, Any]: ...
+
+    def log_origin(self, observation: Observation | Sequence[Observation]) -> Any:
+        """Log likelihood of the observed statistic there, one or stacked for several."""
 
     def moments(self, observation: Observation | Sequence[Observation], couplings: Mapping[str, Any]) -> Moments:
         """Moments of the statistic at couplings by name, of one image or stacked for several; differentiable by jax."""
@@ -64,7 +59,10 @@ class PartitionEmulator(Protocol):
 
 
 class BatchEmulator(Protocol):
-    """What answers for one image at many points."""
+    """What answers for one image at many points; `random` (c,) are its coordinates of the random alloy."""
+
+    @property
+    def random(self) -> NDArray[np.float64]: ...
 
     def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at many points of the pool's coordinates (m, ...), and their support (m,)."""
@@ -193,6 +191,11 @@ class ImageEmulator:
             np.ones(features.shape[1]) if shares is None else shares, shared, features_seen, log_states, traces,
             float(np.mean([r.time for r in records])),
         )  # fmt: skip
+
+    @property
+    def random(self) -> NDArray[np.float64]:
+        """Union couplings (q,) of the random alloy."""
+        return np.zeros(self.reweighting.features.shape[1])
 
     def log_z(self, couplings: Any, xp: ModuleType = np) -> Any:
         """ln Z at union couplings (..., q), for features about those of `traces`: at zero that of the number of configurations."""
@@ -339,6 +342,20 @@ class Emulator:
     def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
         """The observed value of the statistic (its rows that vary in this image), stacked for several."""
         return stacked(lambda o: self.declared(o.counts)[list(self.images[o.name].rows)], observation)
+
+    @property
+    def origin(self) -> Mapping[str, float]:
+        """The random alloy."""
+        return dict.fromkeys(self.names, 0.0)
+
+    def log_origin(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
+        """Log likelihood of the random alloy, from the Normal law."""
+
+        def value(o: Observation) -> NDArray[np.float64]:
+            moments = self.images[o.name].moments(self.images[o.name].random)
+            return np.asarray(normal_log_density(self.statistic(o), moments.mean, moments.lower, self.n_composition(o)))
+
+        return stacked(value, observation)
 
     def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
         """Leading rows of the statistic that are composition."""

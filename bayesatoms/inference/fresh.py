@@ -21,8 +21,8 @@ from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
 from .campaign import Campaign, Settings
-from .emulator import SUPPORT_BAR, ImageEmulator, Moments, Records
-from .heldout import fisher, log_densities, prior_draws, rank, whole_density
+from .emulator import SUPPORT_BAR, ImageEmulator, Records
+from .heldout import fisher, log_densities, predict, prior_draws, rank, whole_density
 from .neighbours import spread_out, tiles
 from .ranked import Calibration, Ranked
 from .statistic import Statistic
@@ -408,45 +408,37 @@ def _finish(
     inside = _distance(site, core, points) < _REACH
     inside[own[core[own[core] >= 0]]] = True
     union = points[inside] @ site.embed
-    batches = {name: image.batch(union) for name, image in images.items()}
-    held = np.min([_enough(images[name], support) for name, (_, support) in batches.items()], axis=0) >= SUPPORT_BAR
+    held = _held(images, union) >= SUPPORT_BAR
     place = np.cumsum(inside) - 1  # of a point among those inside
     mine = np.where(own[core] >= 0, place[own[core]], -1)
     held[mine[mine >= 0]] = True  # a truth without support is flagged, but has a rank
     here = points[inside][held]
     mine = np.where(mine >= 0, (np.cumsum(held) - 1)[mine], -1)
-    totals = {kind: np.zeros((len(core), len(here))) for kind in found}
     heaps, information = np.full(len(core), np.inf), 0.0
     truths = site.truths[core] @ site.embed
+    apart = bool((mine < 0).any())  # a common truth that is none of the points
+    at = np.concatenate([union[held], truths[:1]]) if apart else union[held]
+    totals = {kind: np.zeros((len(core), len(here) + apart)) for kind in found}
     for o in campaign.observations:
         image = images[o.name]
-        moments = Moments(*(part[held] for part in batches[o.name][0]))
         for kind, total in totals.items():
-            total += _density(campaign, site, image, core, kind, moments, union[held])
+            total += _density(campaign, site, image, core, kind, at)
         heaps = np.minimum(heaps, [heap_shape(image, w) for w in truths])
         information = information + fisher(image, truths)
     site.flags["two heaps"][core] = heaps < _ONE_HEAP
     information = site.embed @ information @ site.embed.T
     for kind, total in totals.items():
-        truth = None if (mine >= 0).all() else (site.truths[core], _at_truth(campaign, site, images, core, kind))
-        found[kind].append((core, rank(here, mine, total, information, rng, precision=site.precision, truth=truth)))
+        truth = (site.truths[core], total[:, -1]) if apart else None
+        found[kind].append((core, rank(here, mine, total[:, : len(here)], information, rng, precision=site.precision, truth=truth)))
 
 
-def _density(
-    campaign: Campaign, site: _Site, image: ImageEmulator, core: NDArray, kind: str, moments: Moments, union: NDArray
-) -> NDArray[np.float64]:
+def _density(campaign: Campaign, site: _Site, image: ImageEmulator, core: NDArray, kind: str, union: NDArray) -> NDArray[np.float64]:
     """Log likelihood of one image of the core's data sets, at many couplings: shape (core, m)."""
     name = image.observation.name
     if kind == "exact":
         return whole_density(site.features[name][core], image.reweighting, union)
     counts = site.counts[name][core]
-    return log_densities(campaign.statistic(counts)[:, list(image.rows)], counts, image.n_composition, kind, moments)
-
-
-def _at_truth(campaign: Campaign, site: _Site, images: Mapping[str, ImageEmulator], core: NDArray, kind: str) -> NDArray[np.float64]:
-    """Log likelihood (n,) of data sets at a common truth that is none of the points."""
-    union = site.truths[core[:1]] @ site.embed
-    return sum(_density(campaign, site, image, core, kind, image.batch(union)[0], union)[:, 0] for image in images.values())
+    return log_densities(campaign.statistic(counts)[:, list(image.rows)], counts, predict(image, kind, union, image.n_composition))
 
 
 def heap_shape(image: ImageEmulator, union: NDArray[np.float64]) -> float:

@@ -23,7 +23,8 @@ from threadpoolctl import threadpool_limits
 from ..errors import CheckError, InputError
 from ..montecarlo.chains import autocorrelation_time
 from ..observation import Observation
-from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Moments, common, stacked
+from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, common, stacked
+from .moments import Moments, normal_log_density
 from .process import ScalarProcess
 from .statistic import Statistic
 
@@ -233,6 +234,17 @@ class GaussianProcess:
     def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
         """The observed value, stacked for several images."""
         return stacked(lambda o: self.declared(o.counts)[list(self.rows[o.name])], observation)
+
+    @property
+    def origin(self) -> Mapping[str, float]:
+        """The random alloy."""
+        return dict.fromkeys(self.names, 0.0)
+
+    def log_origin(self, observation: Observation | Sequence[Observation]) -> Any:
+        """Log likelihood of the random alloy, from the Normal law."""
+        moments = self.moments(observation, self.origin)
+        value = jnp.asarray(self.statistic(observation))
+        return normal_log_density(value, moments.mean, moments.lower, self.n_composition(observation), jnp)
 
     def n_composition(self, observation: Observation | Sequence[Observation]) -> int:
         """Leading rows of the statistic that are composition."""

@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 from ..errors import CheckError
 from ..hamiltonian import Hamiltonian
 from .densities import widths
-from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, Moments
-from .likelihood import calibrated_log_density
+from .emulator import SUPPORT_BAR, Emulator, ImageEmulator
 from .parameters import Parameters
+from .quasi import Natural, from_origin
 from .ranked import Calibration, Ranked
 from .ranks import pit_values
 from .reweighting import Reweighting
@@ -189,14 +189,13 @@ def _ranked(fit: Fit, kind: str, folds: Folds, datasets: int, rng: np.random.Gen
         picks = pick(image.reweighting, union[own], rng)
         jacobian = embed.T @ parameters.slope(name, points.mean(axis=0), widths(parameters))
         information += jacobian.T @ fisher(image, union[own]) @ jacobian
-        n_given = folds.whole.n_composition(image.observation)
         for f, rest in enumerate(folds.rests):
             here = np.flatnonzero(folds.parts[name][picks] == f)
             if kind == "exact":
                 features = image.reweighting.features[picks[here]] + image.reweighting.centre
                 total[here] += whole_density(features, rest.images[name].reweighting, union)
             elif f in emulated:
-                total[here] += log_densities(image.values[picks[here]], image.counts[picks[here]], n_given, kind, emulated[f][name])
+                total[here] += log_densities(image.values[picks[here]], image.counts[picks[here]], emulated[f][name])
             else:
                 lost[here] = True
     if lost.all():
@@ -208,19 +207,23 @@ def _ranked(fit: Fit, kind: str, folds: Folds, datasets: int, rng: np.random.Gen
     return Ranked(fit.model.name, kind, parameters.names, points[own], **ranked, flags=flags)
 
 
-def _emulate(fit: Fit, kind: str, folds: Folds, points: NDArray, rng: np.random.Generator, whole: bool) -> dict[int, dict[str, Moments]]:
-    """Moments of every image at the points, without each part of the chains; parts that leave no support are left out."""
+def _emulate(fit: Fit, kind: str, folds: Folds, points: NDArray, rng: np.random.Generator, whole: bool) -> dict[int, dict[str, Predicted]]:
+    """What every image would be at the points, without each part of the chains; parts that leave no support are left out."""
     found, full = {}, fit.posteriors[kind].full
     for f, rest in enumerate(folds.rests):
+        observations = {name: image.observation for name, image in rest.images.items()}
         if whole:
-            embed = rest.embed(fit.model)
-            found[f] = {name: image.batch(fit.parameters.union(name, points, embed))[0] for name, image in rest.images.items()}
+            union = {name: fit.parameters.union(name, points, rest.embed(fit.model)) for name in observations}
+            found[f] = {n: predict(rest.images[n], kind, union[n], rest.n_composition(o)) for n, o in observations.items()}
             continue
         try:
             smooth = SmoothEmulator.fit(rest, fit.parameters, full.mean(axis=0), np.atleast_2d(np.cov(full.T)), rng)
         except CheckError:
             continue
-        found[f] = {name: Moments(*(part[0] for part in smooth.factors([name], points))) for name in rest.images}
+        calibrated = kind == "calibrated"
+        found[f] = {
+            n: smooth.natural(o, points) if calibrated else smooth.factors([n], points).histogram[0] for n, o in observations.items()
+        }
     return found
 
 
@@ -249,13 +252,23 @@ def fisher(image: ImageEmulator, union: NDArray[np.float64]) -> NDArray[np.float
     return np.concatenate(found) * np.sqrt(np.outer(image.shares, image.shares))
 
 
-def log_densities(values: NDArray[np.float64], counts: NDArray, n_composition: int, kind: str, moments: Moments) -> NDArray[np.float64]:
-    """Log likelihood of n images with statistic (n, d) and class counts (n, classes), at m points; shape (n, m)."""
+Predicted = Natural | NDArray[np.float64]  # calibrated: what to make of a statistic; independent: histograms (m, classes)
+
+
+def predict(image: ImageEmulator, kind: str, union: NDArray[np.float64], n_given: int) -> Predicted:
+    """What a likelihood needs of the pool at couplings (m, q)."""
     if kind == "calibrated":
-        return calibrated_log_density(values[:, None, :], moments.mean, moments.lower, n_composition)
+        return from_origin(image.batch, union.mean(axis=0), union, n_given)
+    return image.batch(union)[0].histogram
+
+
+def log_densities(values: NDArray[np.float64], counts: NDArray, predicted: Predicted) -> NDArray[np.float64]:
+    """Log likelihood of n images with statistic (n, d) and class counts (n, classes), at m points; shape (n, m)."""
+    if isinstance(predicted, Natural):
+        return values @ predicted.slope.T - predicted.constant
     n = counts.sum(axis=1, keepdims=True)
     # -2 N s^2 with s from the overlap of the square roots; both arguments are far from 1 in every image that is not empty
-    half = np.sqrt(np.maximum(2 - 2 * np.minimum(np.sqrt(counts / n) @ np.sqrt(moments.histogram).T, 1.0), 0.0)) / 2
+    half = np.sqrt(np.maximum(2 - 2 * np.minimum(np.sqrt(counts / n) @ np.sqrt(predicted).T, 1.0), 0.0)) / 2
     return -2 * n * (2 * np.arcsin(np.minimum(half, 1.0))) ** 2
 
 

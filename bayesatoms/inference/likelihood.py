@@ -1,8 +1,9 @@
 """The likelihoods, as numpyro distributions that any model may use.
 
 `CalibratedDistance` (the default) is the statistical distance measured in the metric of whole
-images: the declared statistic t is Normal with simulated mean and covariance, conditional on the
-window's composition. Its D^2 is 4 N s^2 where environments are independent.
+images: the score of the declared statistic t, with simulated mean and covariance and conditional on the
+window's composition, integrated over the couplings (:mod:`bayesatoms.inference.quasi`). Near its greatest
+value it is -D^2 / 2, and D^2 is 4 N s^2 where environments are independent.
 
 `IndependentDistance` is the published exp(-2 N s^2): a baseline that takes overlapping environments
 for independent ones and is therefore too sure, by a factor of about two in the standard deviation.
@@ -26,24 +27,8 @@ from numpyro.distributions import constraints
 from ..observation import Observation
 from .distance import squared_distance
 from .emulator import AbstractEmulator, PartitionEmulator
-
-
-def calibrated_log_density(value: Any, mean: Any, lower: Any, n_given: int, xp: ModuleType = np) -> Any:
-    """log p(t | its first `n_given` rows) for t ~ Normal(mean, lower lower^T); shapes (..., d), (..., d, d).
-
-    The given rows lead, so what is left of them is the lower block of the one Cholesky factor.
-
-    Examples
-    --------
-    >>> float(calibrated_log_density(np.zeros(2), np.zeros(2), np.eye(2), 1).round(6))
-    -0.918939
-    """
-    apart, z, total = value - mean, [], 0.0
-    for i in range(apart.shape[-1]):  # forward substitution: d is 2 to 6, and this compiles to a few fused lines
-        z.append((apart[..., i] - sum(lower[..., i, j] * z[j] for j in range(i))) / lower[..., i, i])
-        if i >= n_given:
-            total = total - 0.5 * z[i] ** 2 - xp.log(lower[..., i, i]) - 0.5 * np.log(2 * np.pi)
-    return total
+from .moments import Moments
+from .quasi import NODES, natural
 
 
 def independent_log_density(observed: Any, predicted: Any, n: int, xp: ModuleType = np) -> Any:
@@ -65,7 +50,7 @@ def exact_log_density(features: Any, couplings: Any, log_z: Any) -> Any:
 
 
 class CalibratedDistance(dist.Distribution):
-    """t ~ Normal(m(w), C(w)), conditional on the composition the window shows.
+    """The law of t by its mean m(w) and covariance C(w), conditional on the composition the window shows.
 
     Parameters
     ----------
@@ -77,6 +62,9 @@ class CalibratedDistance(dist.Distribution):
 
     Notes
     -----
+    The log density is the integral of the score (dm/dw)^T C^-1 (t - m) from the emulator's origin, and at the origin
+    what the emulator says it is: right as a function of the couplings, up to a factor that depends on t alone.
+
     The simulated box has the window's own (de-noised) composition, so the density of the composition
     itself would count it twice: only log p(t | composition) enters. The leading rows of t are the
     composition, hence the conditional density is the lower block of one Cholesky factor.
@@ -87,8 +75,7 @@ class CalibratedDistance(dist.Distribution):
     """
 
     support = constraints.real_vector
-    pytree_data_fields = ("mean_", "lower")
-    pytree_aux_fields = ("n_given",)
+    pytree_data_fields = ("mean_", "lower", "natural", "log_origin")
 
     def __init__(
         self,
@@ -98,18 +85,27 @@ class CalibratedDistance(dist.Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        moments = emulator.moments(observation, couplings)
-        self.mean_, self.lower = moments.mean, moments.lower
-        self.n_given = emulator.n_composition(observation)
+        origin = emulator.origin
+        names = couplings.keys() | origin.keys()
+
+        def moments(place: Any) -> Any:
+            begin = {n: origin.get(n, 0.0) for n in names}
+            found = emulator.moments(observation, {n: begin[n] + place * (couplings.get(n, 0.0) - begin[n]) for n in names})
+            return found.mean, found.lower
+
+        mean, lower = jax.vmap(moments)(jnp.asarray(NODES))
+        self.mean_, self.lower = mean[-1], lower[-1]
+        self.natural = natural(Moments(mean, lower, None), emulator.n_composition(observation), jnp)
+        self.log_origin = jnp.asarray(emulator.log_origin(observation))
         shape = jnp.shape(self.mean_)
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Any) -> Any:
         """log p(t | composition) of a statistic, shape (d,)."""
-        return calibrated_log_density(jnp.asarray(value), self.mean_, self.lower, self.n_given, jnp)
+        return self.log_origin + self.natural(jnp.asarray(value))
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Draw t (composition included) from the Normal law."""
+        """Draw t (composition included) from the Normal law of the same mean and covariance."""
         noise = jax.random.normal(key, (*sample_shape, *self.batch_shape, *self.event_shape))
         return self.mean_ + (self.lower @ noise[..., None])[..., 0]
 

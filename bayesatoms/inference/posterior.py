@@ -26,7 +26,8 @@ from .emulator import Emulator
 from .heldout import held_out
 from .identifiability import Identifiability, identifiability
 from .inputs import KINDS, check_inputs
-from .likelihood import calibrated_log_density, independent_log_density
+from .likelihood import independent_log_density
+from .moments import normal_log_density
 from .parameters import Nuisances, Parameters
 from .ranked import Calibration
 from .reuse import Simulated
@@ -354,7 +355,7 @@ def _without_couplings(campaign: Campaign, kind: str) -> Posterior:
         if kind == "exact":
             values.append(-image.log_states)
         elif kind == "calibrated":
-            values.append(calibrated_log_density(emulator.statistic(o), moments.mean, moments.lower, image.n_composition))
+            values.append(normal_log_density(emulator.statistic(o), moments.mean, moments.lower, emulator.n_composition(o)))
         else:
             values.append(independent_log_density(o.histogram, o.environments.random_distribution(o.composition), o.n))
     shape = (campaign.settings.parallel, campaign.settings.draws)

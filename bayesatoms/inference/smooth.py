@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from ..errors import CheckError
 from ..hamiltonian import Hamiltonian
 from ..observation import Observation
-from .emulator import SUPPORT_BAR, Emulator, Moments, common, stacked
+from .emulator import SUPPORT_BAR, Emulator, common, stacked
+from .moments import Moments, normal_log_density
 from .parameters import Parameters
+from .quasi import NODES, Natural, along, natural, path
 from .regression import leverage, monomials, regress
 
-_NUMBERS = ("centre", "inverse", "mean", "entries", "histogram", "log_z", "temper")
+_NUMBERS = ("centre", "inverse", "mean", "entries", "histogram", "log_z", "temper", "level")
+_WIDTHS = 3.0  # logarithm of the largest change of a width of the statistic within a region
 _DENSE = 3  # coordinates in which a pool can be reweighted everywhere; beyond, chains are regressed upon
 
 
@@ -31,9 +34,10 @@ class Patch:
     """Polynomials in one image's coordinates about `centre` (c,), whitened by `inverse` (c, c).
 
     mean, entries (of the covariance's Cholesky factor, logarithms on its diagonal) and histogram hold one column
-    of coefficients for each number they give; log_z (powers,) is there for a crystal that is seen whole, whose
-    features, about the pool's, are `features`. In many coordinates the fit is a regression on whole chains: `spread`
-    is then the covariance of the mean's coefficients, `misfit` its held-out error, `records` those of a chain.
+    of coefficients for each number they give; `level` is the log likelihood at the centre. log_z (powers,) is there
+    for a crystal that is seen whole, whose features, about the pool's, are `features`. In many coordinates the fit is
+    a regression on whole chains: `spread` is then the covariance of the mean's coefficients, `misfit` its held-out
+    error, `records` those of a chain.
     """
 
     centre: NDArray[np.float64]
@@ -45,6 +49,7 @@ class Patch:
     log_z: NDArray[np.float64] | None
     features: NDArray[np.float64] | None
     temper: float
+    level: float
     observed: NDArray[np.float64]
     n_composition: int
     spread: NDArray[np.float64] | None = None
@@ -101,11 +106,12 @@ class SmoothEmulator:
                 z = _ball(rng, max(60, 8 * len(powers)), len(own), radius)
             points = own + z @ root.T
             union = np.column_stack([points[:, :k] @ embed, points[:, k:]])
+            level = log_level(emulator, o, np.r_[own[:k] @ embed, own[k:]])
             try:
                 if len(own) > _DENSE:
-                    patches[o.name] = _regressed(emulator, o, own, root, radius, powers, embed, rng)
+                    patches[o.name] = _regressed(emulator, o, own, root, radius, powers, embed, level, rng)
                 else:
-                    patches[o.name] = _patch(emulator, o, union, own, root, z / radius, powers, embed)
+                    patches[o.name] = _patch(emulator, o, union, own, root, z / radius, powers, embed, level)
             except CheckError as thin:
                 raise CheckError(f"{parameters.model.name}, {o.name}: {thin}") from None
         return cls(parameters, centre, scale, np.linalg.inv(scale), radius, patches)
@@ -147,7 +153,9 @@ class SmoothEmulator:
         d = mean.shape[-1]
         i, j = np.tril_indices(d)
         flat = basis @ entries
-        flat = xp.where(i == j, xp.exp(xp.where(i == j, flat, 0.0)), flat)
+        # a polynomial through few points may promise a covariance of nothing: no width differs that much from the centre's
+        middle = entries[:, np.flatnonzero(patches[0].powers.sum(axis=1) == 0)[0]][:, None]
+        flat = xp.where(i == j, xp.exp(xp.clip(xp.where(i == j, flat - middle, 0.0), -_WIDTHS, _WIDTHS) + middle), flat)
         place = np.zeros((len(i), d * d))
         place[np.arange(len(i)), i * d + j] = 1.0
         p = xp.maximum(basis @ histogram, 1e-12)
@@ -165,6 +173,24 @@ class SmoothEmulator:
         one = isinstance(observation, Observation)
         found = self.factors([o.name for o in ([observation] if one else observation)], self._stack(values), jnp)
         return Moments(*(part[0, 0] if one else part[:, 0] for part in found))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The centre, by name."""
+        return dict(zip(self.parameters.names, self.centre, strict=True))
+
+    def log_origin(self, observation: Observation | Sequence[Observation]) -> Any:
+        """Log likelihood at the centre, of one image or stacked for several."""
+        if isinstance(observation, Observation):
+            return self.patches[observation.name].level
+        return [self.patches[o.name].level for o in observation]
+
+    def natural(self, observation: Observation, values: NDArray[np.float64]) -> Natural:
+        """The calibrated log likelihood of an image at parameters (m, p) over that at the centre: slope (m, d), constant (m,)."""
+        nodes = self.centre + NODES[:, None, None] * (values - self.centre)
+        found = self.factors([observation.name], nodes.reshape(-1, values.shape[1]))
+        mean, lower = (part[0].reshape(*nodes.shape[:2], *part.shape[2:]) for part in (found.mean, found.lower))
+        return natural(Moments(mean, lower, None), self.n_composition(observation))
 
     def energies(self, name: str, values: Any, xp: ModuleType = np) -> tuple[Any, Any]:
         """Couplings (m, k) and ln Z (m,) of one whole crystal at parameters (m, p), for features about the pool's.
@@ -226,6 +252,15 @@ class SmoothEmulator:
         return common(lambda o: self.patches[o.name].n_composition, observation)
 
 
+def log_level(emulator: Emulator, o: Observation, end: NDArray[np.float64]) -> float:
+    """Calibrated log likelihood of one image at the pool's coordinates (c,): that of the random alloy, and how it changes on the way."""
+    batch = emulator.at(o.name).batch
+    origin = emulator.at(o.name).random
+    begin, value, given = batch(origin[None])[0], emulator.statistic(o), emulator.n_composition(o)
+    first = normal_log_density(value, begin.mean[0], begin.lower[0], given)
+    return float(first) + along(batch, path(batch, origin, end), value, given)
+
+
 def _powers(c: int) -> NDArray[np.int64]:
     """Exponents of the monomials in c coordinates, of total degree 5, 4, 3, then 2."""
     degree = {1: 5, 2: 4, 3: 3}.get(c, 2)
@@ -243,8 +278,9 @@ def _ball(rng: np.random.Generator, n: int, c: int, radius: float) -> NDArray[np
 
 
 def _patch(
-    emulator: Emulator, o: Observation, union: NDArray, own: NDArray, root: NDArray, unit: NDArray, powers: NDArray, embed: NDArray
-) -> Patch:
+    emulator: Emulator, o: Observation, union: NDArray, own: NDArray, root: NDArray, unit: NDArray, powers: NDArray,
+    embed: NDArray, level: float,
+) -> Patch:  # fmt: skip
     """Polynomials through one image's moments at the pool's coordinates `union` (m, ...), which are `unit` (m, c) in the unit ball."""
     image, whole = emulator.images[o.name], emulator.images[o.name].observed is not None
     moments, support = emulator.at(o.name).batch(union)
@@ -260,7 +296,18 @@ def _patch(
     targets = [moments.mean[good], entries, moments.histogram[good], *([image.log_z(union[good])[:, None]] if whole else [])]
     mean, entries, histogram, *log_z = [np.linalg.lstsq(basis, target * weight, rcond=None)[0] for target in targets]
     exact = (log_z[0][:, 0], embed @ image.observed, image.temper(own[: len(embed)] @ embed)) if whole else (None, None, 1.0)
-    return Patch(own, np.linalg.inv(root), powers, mean, entries, histogram, *exact, emulator.statistic(o), emulator.n_composition(o))
+    return Patch(
+        own,
+        np.linalg.inv(root),
+        powers,
+        mean,
+        entries,
+        histogram,
+        *exact,
+        log_level(emulator, o, np.r_[own[: len(embed)] @ embed, own[len(embed) :]]),
+        emulator.statistic(o),
+        emulator.n_composition(o),
+    )
 
 
 def _regressed(
@@ -271,6 +318,7 @@ def _regressed(
     radius: float,
     powers: NDArray,
     embed: NDArray,
+    level: float,
     rng: np.random.Generator,
 ) -> Patch:
     """A quadratic regression on one image's chains."""
@@ -281,7 +329,7 @@ def _regressed(
     h = float(leverage(monomials(np.zeros((1, len(own))), powers), fitted.spread)[0])
     return Patch(
         own, np.linalg.inv(root), powers, fitted.mean, fitted.entries, fitted.histogram, fitted.log_z, features, 1 / (1 + image.shared * h),
-        emulator.statistic(o), emulator.n_composition(o), fitted.spread, fitted.misfit, float(image.reweighting.records.mean()),
+        level, emulator.statistic(o), emulator.n_composition(o), fitted.spread, fitted.misfit, float(image.reweighting.records.mean()),
     )  # fmt: skip
 
 

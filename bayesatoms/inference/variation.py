@@ -18,7 +18,8 @@ from ..lattice import Supercell
 from ..observation import Observation
 from ..response import Response
 from ..window import Operator
-from .emulator import ImageEmulator, Moments
+from .emulator import ImageEmulator
+from .moments import Moments
 from .parameters import Nuisances, noisy
 
 _APART = 1.5  # binomial standard deviations of the window between neighbouring boxes
@@ -86,6 +87,11 @@ class VariedEmulator:
     middle: ImageEmulator
     sides: Sequence[tuple[ImageEmulator, ImageEmulator]]
     places: NDArray[np.float64]
+
+    @property
+    def random(self) -> NDArray[np.float64]:
+        """The random alloy, as the image is (q + a,)."""
+        return np.r_[self.middle.random, self.places[:, 1]]
 
     def batch(self, points: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at points (m, q + a), and the least support (m,) of the emulators used."""
