@@ -225,8 +225,12 @@ def test_quadratics_through_slopes_follow_the_pool():
     assert len(inside) > 350 and np.quantile(regressed.support(inside), 0.05) > 1
     values = [log_likelihoods(s, [image], "calibrated", inside).sum(axis=1) for s in (found.smooth, regressed)]
     assert np.std(values[0] - values[1]) < 0.25
-    # held-out residuals: their mean square is 1, with the spread of a chi-square over 4 values of some 15 chains or more, 3 sd
-    assert 0.4 < regressed.misfit < 1.6
+    # held-out residuals: their mean square is 1, or less as far as looks at other places of a snapshot agree less than
+    # snapshots do (the mean has less of the window's noise than one look), with the spread of a chi-square over 4 values
+    # of some 15 chains or more, 3 sd
+    found = campaign.emulator.images["one"]
+    calm = (found.table[:, : len(found.offset)].var(axis=0) / found.values.var(axis=0)).mean()
+    assert 0.4 * calm < regressed.misfit < 1.6
 
 
 @pytest.mark.slow

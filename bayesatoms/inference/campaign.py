@@ -23,7 +23,7 @@ from ..montecarlo.exchange import Ladder, linked
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
-from .densities import SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
+from .densities import NORMAL, SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
 from .emulator import SLOW_BAR, SUPPORT_BAR, Emulator, ImageEmulator, Records, slow_weight
 from .inputs import KINDS, check_inputs
 from .parameters import Nuisances, Parameters, noisy
@@ -37,6 +37,7 @@ from .variation import Variant, VariedEmulator, middle, variants
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
 _REFITS = 3  # fits of one round at most, each where the last found the posterior
 _WIDER = 2.25  # first covariance over that of the posterior
+_SCATTER = 50  # different draws without which a width was not found
 _FOOTHOLD = 0.3  # chains' worth of records wanted at each place on the way from the random alloy
 _AWAY = 2.5  # standard deviations from a region's centre beyond which a posterior is not inside it
 
@@ -453,10 +454,10 @@ class Campaign:
             smooth = SmoothEmulator.fit(self.emulator, region.parameters, region.centre, region.cov, rng)
         except CheckError:
             return region
-        draws = explore(smooth, self.observations, region.kind, rng)
-        centre, cov = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
-        # a posterior that lies beyond its region was found at the edge, whose width says nothing
-        beyond = float(np.linalg.norm(smooth.whitened(centre[None]))) > _AWAY
+        draws = explore(smooth, self.observations, NORMAL if region.kind == "calibrated" else region.kind, rng)
+        if region.kind == "calibrated" and not _astray(smooth, draws):
+            draws = explore(smooth, self.observations, region.kind, rng, near=draws)
+        centre, cov, beyond = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T)), _astray(smooth, draws)
         return replace(region, centre=centre, cov=region.cov if beyond else cov, draws=draws, smooth=smooth, beyond=beyond)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
@@ -471,6 +472,12 @@ class Campaign:
                 "support": r.support,
             }
             self.history.append({**row, "chains": len(self.design), "settled": r.settled})
+
+
+def _astray(smooth: SmoothEmulator, draws: NDArray[np.float64]) -> bool:
+    """Whether a posterior lies beyond its region: found at the edge, its width says nothing; nor does that of a few points."""
+    away = float(np.linalg.norm(smooth.whitened(draws.mean(axis=0)[None])))
+    return away > _AWAY or len(np.unique(draws, axis=0)) < _SCATTER
 
 
 def _moved(before: Region, after: Region) -> float:
