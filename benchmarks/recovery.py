@@ -33,6 +33,7 @@ from bayesatoms.inference.emulator import SUPPORT_BAR, Emulator
 from bayesatoms.inference.moments import normal_log_density
 from bayesatoms.inference.posterior import infer
 from bayesatoms.inference.priors import PRIOR_SCALES
+from bayesatoms.inference.quasi import Natural, from_origin
 from bayesatoms.montecarlo.pool import DesignPoint, Pool
 from bayesatoms.observation import Observation
 
@@ -102,9 +103,26 @@ class Geometry:
         assert emulator is not None
         for o, seen, (moments, support) in zip(self.campaign.observations, counts, self.tables[model.name], strict=True):
             value = emulator.statistic(replace(o, counts=seen))
-            density = normal_log_density(value, moments.mean, moments.lower, emulator.n_composition(o))
+            if isinstance(moments, Natural):
+                density = moments(value)
+            else:
+                density = normal_log_density(value, moments.mean, moments.lower, emulator.n_composition(o))
             total = total + np.where(support >= SUPPORT_BAR, density, -np.inf)
         return total
+
+    def integrate(self) -> None:
+        """The calibrated likelihood on the grids, over that of the random alloy; the Normal density has found the posteriors."""
+        emulator = self.campaign.emulator
+        assert emulator is not None
+        for model in self.models:
+            union, tables = self.grids[model.name] @ emulator.embed(model), []
+            for o, (_, support) in zip(self.campaign.observations, self.tables[model.name], strict=True):
+                held, image = support >= SUPPORT_BAR, emulator.images[o.name]
+                found = from_origin(image.batch, image.random, union[held], emulator.n_composition(o))
+                slope, constant = np.zeros((len(union), found.slope.shape[1])), np.zeros(len(union))
+                slope[held], constant[held] = found
+                tables.append((Natural(slope, constant), support))
+            self.tables[model.name] = tables
 
     def log_evidence(self, counts: Sequence[NDArray]) -> dict[float, dict[str, float]]:
         """By prior scale and model."""
@@ -147,6 +165,10 @@ class Geometry:
             if not points:
                 break
             self.simulate(np.concatenate(points))
+        # and on the way from the random alloy to each of them, along which the likelihood is integrated
+        ends = [self.normal(model, sets[0])[0] @ embed[model.name] for sets in data.values() for model in self.models[1:]]
+        self.simulate(np.concatenate([np.linspace(0, 1, 7)[1:-1, None] * end for end in ends]))
+        self.integrate()
 
     def normal(self, model: Hamiltonian, counts: Sequence[NDArray]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean (k,) and root of the covariance (k, k) of the likelihood on the grid."""

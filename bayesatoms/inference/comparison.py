@@ -200,7 +200,7 @@ def compare(result: Result, *, rope: float = ROPE) -> Comparison:
     least, nested = _least_distances(result, models)
     integrals = {s: {m.name: evidence(result, result[m.name], s) for m in models} for s in PRIOR_SCALES}
     weights = {s: _weights({n: i.log_z for n, i in by_model.items()}) for s, by_model in integrals.items()}
-    noise = evidence_noise(result)
+    noise = evidence_noise(result, weights=weights[1.0])
     greatest = {m.name: greatest_log_likelihood(result, result[m.name]) for m in models}
     scores = _scores(result, models)
     shifts = misfit(result)

@@ -7,7 +7,7 @@ correlated; of every chain, because without whole chains some couplings would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,15 +33,20 @@ class Noise:
     ----------
     shifts : ndarray, shape (groups, models)
         Log evidence without each group of records less that with all.
+    weights : ndarray, shape (models,), or None
+        Posterior weights of the models. What shifts all that have weight alike, the level at the random alloy above all,
+        changes no comparison and does not count.
     """
 
     names: tuple[str, ...]
     shifts: NDArray[np.float64]
+    weights: NDArray[np.float64] | None = None
 
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Of the log evidences, (models, models): models share the pool, so their errors go together."""
-        return np.atleast_2d(jackknife_covariance(self.shifts))
+        common = 0.0 if self.weights is None else (self.shifts @ self.weights)[:, None]
+        return np.atleast_2d(jackknife_covariance(self.shifts - common))
 
     def error(self, name: str) -> float:
         """Standard error of one model's log evidence."""
@@ -101,7 +106,7 @@ def _rest(r: Reweighting, group: int, groups: int) -> tuple[Reweighting, NDArray
     return replace(r, features=r.features[keep], records=left, log_mixture=r.log_mixture[keep]), keep
 
 
-def evidence_noise(result: Result, groups: int = GROUPS) -> Noise:
+def evidence_noise(result: Result, groups: int = GROUPS, weights: Mapping[str, float] | None = None) -> Noise:
     """How far the log evidence of each model moves when stretches of the chains are left out.
 
     The evidence without a stretch is the one with all records times the posterior mean of the ratio of the
@@ -112,6 +117,8 @@ def evidence_noise(result: Result, groups: int = GROUPS) -> Noise:
     result : Result
     groups : int
         Stretches of every chain.
+    weights : mapping of str to float, optional
+        Of the models; then errors are those beside the models that have weight.
 
     Returns
     -------
@@ -129,7 +136,7 @@ def evidence_noise(result: Result, groups: int = GROUPS) -> Noise:
         for m, name in enumerate(names):
             ratio = _totals(result, rest, name, draws[name]) - whole[name]
             shifts[g, m] = logsumexp(ratio) - np.log(len(ratio))
-    return Noise(names, shifts)
+    return Noise(names, shifts, None if weights is None else np.array([weights[n] for n in names]))
 
 
 def _some(result: Result, name: str) -> NDArray[np.float64]:
