@@ -400,8 +400,8 @@ class Campaign:
 
     def _stones(self, region: Region) -> list[Point]:
         """Chains still wanted on the way from the random alloy, along which likelihoods are integrated."""
-        if region.kind == "independent" or region.smooth is None or region.beyond:
-            return []
+        if len(self.models) < 2 or region.kind == "independent" or region.smooth is None or region.beyond:
+            return []  # one model alone is compared with nothing
         assert self.emulator is not None
         s, q, found = self.settings, len(self.names), []
         for name, image in self.emulator.images.items():
