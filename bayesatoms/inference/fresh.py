@@ -48,8 +48,8 @@ class Effort:
     """
 
     samples: int = 60
-    sweeps: float = 2.5
-    burn: float = 80.0
+    sweeps: float = 6.0
+    burn: float = 150.0
     near: int = 64
     rounds: int = 4
     added: int = 3
