@@ -23,7 +23,7 @@ from ..montecarlo.exchange import Ladder, linked
 from ..montecarlo.pool import DesignPoint, Pool
 from ..observation import Observation
 from ..progress import Progress
-from .densities import NORMAL, SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
+from .densities import SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
 from .emulator import SLOW_BAR, SUPPORT_BAR, Emulator, ImageEmulator, Records, slow_weight
 from .inputs import KINDS, check_inputs
 from .parameters import Nuisances, Parameters, noisy
@@ -454,9 +454,7 @@ class Campaign:
             smooth = SmoothEmulator.fit(self.emulator, region.parameters, region.centre, region.cov, rng)
         except CheckError:
             return region
-        draws = explore(smooth, self.observations, NORMAL if region.kind == "calibrated" else region.kind, rng)
-        if region.kind == "calibrated" and not _astray(smooth, draws):
-            draws = explore(smooth, self.observations, region.kind, rng, near=draws)
+        draws = explore(smooth, self.observations, region.kind, rng)
         centre, cov, beyond = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T)), _astray(smooth, draws)
         return replace(region, centre=centre, cov=region.cov if beyond else cov, draws=draws, smooth=smooth, beyond=beyond)
 

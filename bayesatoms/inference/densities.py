@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,11 @@ from ..hamiltonian import Hamiltonian
 from ..observation import Observation
 from .emulator import Emulator
 from .likelihood import exact_log_density, independent_log_density
-from .moments import normal_log_density
 from .parameters import Parameters
 from .quasi import from_origin
 from .smooth import SmoothEmulator, log_level
 
 Coordinates = NDArray[np.float64] | Mapping[str, NDArray[np.float64]]
-NORMAL = "normal"
-_REACH = 4.0  # standard deviations of the Normal density's posterior within which the calibrated one lies
 SMOOTH_BAR = 0.25  # rms error of a smooth emulator's log likelihood over the posterior
 
 
@@ -77,21 +74,14 @@ def widths(parameters: Parameters) -> NDArray[np.float64]:
 def log_likelihoods(
     smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Log likelihood of each image at many parameters (m, p) of the smooth emulator's model; shape (m, images).
-
-    "normal" is the Normal density of the statistic: near enough to the calibrated likelihood to find it by, and bounded where
-    polynomials go astray.
-    """
+    """Log likelihood of each image at many parameters (m, p) of the smooth emulator's model; shape (m, images)."""
     columns = []
     for o in observations:
         if kind == "exact":
             columns.append(exact_log_density(smooth.features(o), *smooth.energies(o.name, values)))
             continue
-        if kind == NORMAL:
-            mean, lower, _ = (part[0] for part in smooth.factors([o.name], values))
-            columns.append(normal_log_density(smooth.statistic(o), mean, lower, smooth.n_composition(o)))
-        elif kind == "calibrated":
-            columns.append(smooth.log_origin(o) + smooth.natural(o, values)(smooth.statistic(o)))
+        if kind == "calibrated":
+            columns.append(smooth.log_calibrated(o, values))
         else:
             columns.append(independent_log_density(o.histogram, smooth.factors([o.name], values).histogram[0], o.n))
     return np.stack(columns, axis=1)
@@ -146,28 +136,16 @@ def unbounded(prior: Any) -> bool:
 
 
 def explore(
-    smooth: SmoothEmulator,
-    observations: Sequence[Observation],
-    kind: str,
-    rng: np.random.Generator,
-    n: int = 3000,
-    *,
-    near: NDArray[np.float64] | None = None,
+    smooth: SmoothEmulator, observations: Sequence[Observation], kind: str, rng: np.random.Generator, n: int = 3000
 ) -> NDArray[np.float64]:
-    """Equally weighted draws (n, p) of the posterior on a smooth emulator, by adaptive importance sampling with Student-t proposals.
-
-    `near` are draws of a law close to the posterior, beyond whose reach it is not looked for.
-    """
-    centre, root, leash = smooth.centre, 1.3 * smooth.scale, smooth.leash
-    if near is not None:
-        centre, root = near.mean(axis=0), 1.3 * np.linalg.cholesky(np.atleast_2d(np.cov(near.T)) + 1e-12 * np.eye(near.shape[1]))
-        leash = _fence(smooth, centre, root / 1.3)
+    """Equally weighted draws (n, p) of the posterior on a smooth emulator, by adaptive importance sampling with Student-t proposals."""
+    centre, root = smooth.centre, 1.3 * smooth.scale
     for _ in range(8):
         k, freedom = len(centre), 6.0
         z = rng.normal(size=(n, k)) / np.sqrt(rng.chisquare(freedom, size=(n, 1)) / freedom)
         w = centre + z @ root.T
         proposal = -(freedom + k) / 2 * np.log1p((z**2).sum(axis=1) / freedom)
-        target = log_likelihoods(smooth, observations, kind, w).sum(axis=1) + log_prior(smooth.parameters, w) + leash(w)
+        target = log_likelihoods(smooth, observations, kind, w).sum(axis=1) + log_prior(smooth.parameters, w) + smooth.leash(w)
         weight = target - proposal
         if not np.isfinite(weight.max()):
             near = centre.round(3).tolist()
@@ -181,13 +159,3 @@ def explore(
         if 1 / (weight**2).sum() > 0.5 * n:
             break
     return w[rng.choice(n, size=n, p=weight)]
-
-
-def _fence(smooth: SmoothEmulator, centre: NDArray[np.float64], root: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray]:
-    inverse = np.linalg.inv(root)
-
-    def leash(w: NDArray[np.float64]) -> NDArray[np.float64]:
-        apart = (((w - centre) @ inverse.T) ** 2).sum(axis=1)
-        return smooth.leash(w) - 0.5 * np.maximum(0.0, apart - _REACH**2)
-
-    return leash

@@ -30,7 +30,13 @@ SLOW_BAR = 0.05  # share of the weight that chains out of equilibrium may carry
 
 
 class AbstractEmulator(Protocol):
-    """What a likelihood needs. `origin` are the parameters, by name, at which it knows the likelihood: the rest are 0."""
+    """What a likelihood needs.
+
+    `origin` are the parameters, by name, at which it knows the likelihood: the rest are 0. `near` says that they are
+    a posterior's centre, and that it answers for no more than that posterior's region.
+    """
+
+    near: bool
 
     @property
     def origin(self) -> Mapping[str, Any]: ...
@@ -342,6 +348,8 @@ class Emulator:
     def statistic(self, observation: Observation | Sequence[Observation]) -> NDArray[np.float64]:
         """The observed value of the statistic (its rows that vary in this image), stacked for several."""
         return stacked(lambda o: self.declared(o.counts)[list(self.images[o.name].rows)], observation)
+
+    near = False
 
     @property
     def origin(self) -> Mapping[str, float]:

@@ -235,6 +235,8 @@ class GaussianProcess:
         """The observed value, stacked for several images."""
         return stacked(lambda o: self.declared(o.counts)[list(self.rows[o.name])], observation)
 
+    near = False
+
     @property
     def origin(self) -> Mapping[str, float]:
         """The random alloy."""

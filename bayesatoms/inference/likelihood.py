@@ -28,7 +28,7 @@ from ..observation import Observation
 from .distance import squared_distance
 from .emulator import AbstractEmulator, PartitionEmulator
 from .moments import Moments
-from .quasi import NODES, natural
+from .quasi import NODES, bounded, natural
 
 
 def independent_log_density(observed: Any, predicted: Any, n: int, xp: ModuleType = np) -> Any:
@@ -75,7 +75,8 @@ class CalibratedDistance(dist.Distribution):
     """
 
     support = constraints.real_vector
-    pytree_data_fields = ("mean_", "lower", "natural", "log_origin")
+    pytree_data_fields = ("mean_", "lower", "begin", "natural", "log_origin")
+    pytree_aux_fields = ("n_given", "near")
 
     def __init__(
         self,
@@ -94,15 +95,20 @@ class CalibratedDistance(dist.Distribution):
             return found.mean, found.lower
 
         mean, lower = jax.vmap(moments)(jnp.asarray(NODES))
-        self.mean_, self.lower = mean[-1], lower[-1]
-        self.natural = natural(Moments(mean, lower, None), emulator.n_composition(observation), jnp)
+        self.mean_, self.lower, self.begin, self.near = mean[-1], lower[-1], (mean[0], lower[0]), emulator.near
+        self.n_given = emulator.n_composition(observation)
+        self.natural = natural(Moments(mean, lower, None), self.n_given, jnp)
         self.log_origin = jnp.asarray(emulator.log_origin(observation))
         shape = jnp.shape(self.mean_)
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Any) -> Any:
         """log p(t | composition) of a statistic, shape (d,)."""
-        return self.log_origin + self.natural(jnp.asarray(value))
+        value = jnp.asarray(value)
+        ratio = self.natural(value)
+        if self.near:
+            ratio = bounded(ratio, value, Moments(self.mean_, self.lower, None), Moments(*self.begin, None), self.n_given, jnp)
+        return self.log_origin + ratio
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         """Draw t (composition included) from the Normal law of the same mean and covariance."""

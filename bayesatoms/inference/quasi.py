@@ -22,9 +22,10 @@ import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
-from .moments import Moments
+from .moments import Moments, normal_log_density
 
 _PLACES = 6  # nodes of a line, its ends included
+_BOUND = 8.0  # by which it may differ from the Normal density's about a posterior
 _STEP = 6.0  # standard deviations that the statistic moves along one line, at most
 _MOST = 8  # lines from the random alloy to a posterior
 
@@ -89,6 +90,22 @@ def natural(moments: Moments, n_given: int, xp: ModuleType = np) -> Natural:
     weights = xp.stack(a, axis=-1)
     constant = (weights * moments.mean).sum(axis=-1)
     return Natural(xp.tensordot(xp.asarray(WEIGHTS), weights, axes=1), xp.tensordot(xp.asarray(WEIGHTS), constant, axes=1))
+
+
+def bounded(ratio: Any, value: Any, end: Moments, begin: Moments, n_given: int, xp: ModuleType = np) -> Any:
+    """A log likelihood ratio that strays no farther than 8 from that of Normal densities at the two ends of the line.
+
+    Near a posterior the two differ by little. Where a polynomial goes astray its slope may promise anything, but its
+    mean is far from what was seen, and the Normal density says so.
+
+    Examples
+    --------
+    >>> end, begin = (Moments(np.full(1, m), np.eye(1), None) for m in (1.0, 0.0))
+    >>> [round(float(bounded(np.float64(r), np.ones(1), end, begin, 0)), 2) for r in (0.5, 1.5, 100.0)]
+    [0.5, 1.49, 8.5]
+    """
+    apart = normal_log_density(value, end.mean, end.lower, n_given, xp) - normal_log_density(value, begin.mean, begin.lower, n_given, xp)
+    return apart + _BOUND * xp.tanh((ratio - apart) / _BOUND)
 
 
 Batch = Callable[[NDArray[np.float64]], tuple[Moments, NDArray[np.float64]]]

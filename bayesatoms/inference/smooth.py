@@ -21,7 +21,7 @@ from ..observation import Observation
 from .emulator import SUPPORT_BAR, Emulator, common, stacked
 from .moments import Moments, normal_log_density
 from .parameters import Parameters
-from .quasi import NODES, Natural, along, natural, path
+from .quasi import NODES, Natural, along, bounded, natural, path
 from .regression import leverage, monomials, regress
 
 _NUMBERS = ("centre", "inverse", "mean", "entries", "histogram", "log_z", "temper", "level")
@@ -179,6 +179,8 @@ class SmoothEmulator:
         """The centre, by name."""
         return dict(zip(self.parameters.names, self.centre, strict=True))
 
+    near = True  # the origin: it is that of a posterior
+
     def log_origin(self, observation: Observation | Sequence[Observation]) -> Any:
         """Log likelihood at the centre, of one image or stacked for several."""
         if isinstance(observation, Observation):
@@ -187,10 +189,19 @@ class SmoothEmulator:
 
     def natural(self, observation: Observation, values: NDArray[np.float64]) -> Natural:
         """The calibrated log likelihood of an image at parameters (m, p) over that at the centre: slope (m, d), constant (m,)."""
+        return natural(self._lines(observation, values), self.n_composition(observation))
+
+    def log_calibrated(self, observation: Observation, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The calibrated log likelihood (m,) of an image at parameters (m, p)."""
+        lines, n_given, value = self._lines(observation, values), self.n_composition(observation), self.statistic(observation)
+        begin, end = (Moments(lines.mean[i], lines.lower[i], None) for i in (0, -1))
+        return self.log_origin(observation) + bounded(natural(lines, n_given)(value), value, end, begin, n_given)
+
+    def _lines(self, observation: Observation, values: NDArray[np.float64]) -> Moments:
+        """Moments at the nodes from the centre to parameters (m, p): mean (nodes, m, d)."""
         nodes = self.centre + NODES[:, None, None] * (values - self.centre)
         found = self.factors([observation.name], nodes.reshape(-1, values.shape[1]))
-        mean, lower = (part[0].reshape(*nodes.shape[:2], *part.shape[2:]) for part in (found.mean, found.lower))
-        return natural(Moments(mean, lower, None), self.n_composition(observation))
+        return Moments(*(part[0].reshape(*nodes.shape[:2], *part.shape[2:]) for part in (found.mean, found.lower)), None)
 
     def energies(self, name: str, values: Any, xp: ModuleType = np) -> tuple[Any, Any]:
         """Couplings (m, k) and ln Z (m,) of one whole crystal at parameters (m, p), for features about the pool's.
