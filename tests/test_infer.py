@@ -51,15 +51,16 @@ def interval(image, seed):
     return np.quantile(region.draws[:, 0], [0.05, 0.95])
 
 
-def test_coverage_of_the_truth_with_label_errors_and_missing_sites():
-    """60 images, truth w = 0.25 kT, 3 % label errors, 1 % missing sites: 48 to 59 of the 90 % intervals hold the truth.
+@pytest.mark.parametrize(("n", "least", "most"), [(24, 18, 24), pytest.param(60, 48, 59, marks=pytest.mark.slow)])
+def test_coverage_of_the_truth_with_label_errors_and_missing_sites(n, least, most):
+    """Truth w = 0.25 kT, 3 % label errors, 1 % missing sites: so many of n 90 % intervals hold the truth.
 
-    A calibrated interval falls outside that range in 0.9 % of the seeds. Negative control: with the label
-    errors left out of the simulation the same images must do worse.
+    Calibrated intervals fall outside that range in 0.7 % of the seeds. Negative control: with
+    the label errors left out of the simulation the same images must do worse.
     """
     numpyro.enable_x64()
     covered = ignored = 0
-    for repetition in range(60):
+    for repetition in range(n):
         image = photograph(np.random.default_rng(np.random.SeedSequence([60, repetition])))
         low, high = interval(image, repetition)
         covered += low <= 0.25 <= high
@@ -67,7 +68,7 @@ def test_coverage_of_the_truth_with_label_errors_and_missing_sites():
             blind = Observation.from_configuration(image.configuration, name="image")
             low, high = interval(blind, repetition)
             ignored += low <= 0.25 <= high
-    assert 48 <= covered <= 59
+    assert least <= covered <= most
     assert ignored <= 16
 
 

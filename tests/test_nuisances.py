@@ -86,6 +86,17 @@ def test_energies_are_shared_where_temperatures_differ(pair):
     assert apart > 2  # negative control: in kT they are not one number
 
 
+def test_images_together_or_one_by_one():
+    """Two images in one call, and the product of the posteriors of each alone (its prior counted once), by Normal laws."""
+    images = [alloy(seed, [0.25], name) for seed, name in ((11, "one"), (12, "two"))]
+    both, alone = region(images), [region([o]) for o in images]
+    precision = np.array([1 / r.cov[0, 0] for r in alone])
+    total = precision.sum() - 1  # Normal(0, 1) is in both
+    mean, sd = (precision @ [r.centre[0] for r in alone]) / total, total**-0.5
+    # each of the three pools may be off by 0.15 sd of its own posterior
+    assert abs(both.centre[0] - mean) < 0.35 * sd and np.sqrt(both.cov[0, 0]) == pytest.approx(sd, rel=0.12)
+
+
 def test_two_temperatures_tell_energy_from_entropy_and_one_does_not(pair):
     constant = {"w1": dist.Normal(0, 1)}
     found = region(pair, Nuisances(energies=True, temperatures=TEMPERATURES, reference=700.0, constant=constant))
