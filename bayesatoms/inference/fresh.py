@@ -22,8 +22,9 @@ from ..observation import Observation
 from ..progress import Progress, reporter
 from .campaign import Campaign, Settings
 from .emulator import SUPPORT_BAR, ImageEmulator, Records
-from .heldout import fisher, log_densities, predict, prior_draws, rank, whole_density
+from .heldout import fisher, log_densities, predict, rank, whole_density
 from .neighbours import spread_out, tiles
+from .priors import prior_draws
 from .ranked import Calibration, Ranked
 from .statistic import Statistic
 

@@ -18,7 +18,7 @@ from ..errors import CheckError
 from ..hamiltonian import Hamiltonian
 from .densities import widths
 from .emulator import SUPPORT_BAR, Emulator, ImageEmulator
-from .parameters import Parameters
+from .priors import prior_draws
 from .quasi import Natural, from_origin
 from .ranked import Calibration, Ranked
 from .ranks import pit_values
@@ -163,15 +163,6 @@ def _supported(emulator: Emulator, model: Hamiltonian, rng: np.random.Generator)
     union = prior_draws(model, 400, rng) @ emulator.embed(model)
     held = np.min([image.reweighting.support(union) for image in emulator.images.values()], axis=0) >= SUPPORT_BAR
     return bool(held.mean() >= _WHOLE)
-
-
-def prior_draws(model: Hamiltonian | Parameters, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draws (n, k) of the prior of a model's couplings or parameters."""
-    import jax
-
-    keys = rng.integers(2**31, size=len(model.names))
-    columns = [model.prior(name).sample(jax.random.key(k), (n,)) for name, k in zip(model.names, keys, strict=True)]
-    return np.stack([np.asarray(c, dtype=float) for c in columns], axis=1)
 
 
 # ---------------------------------------------------------------------- one model, one likelihood
