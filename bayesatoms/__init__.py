@@ -24,6 +24,7 @@ _PUBLIC = {
     "analyse": "imaging.micrograph",
     "render": "imaging.render",
     "Pool": "montecarlo.pool",
+    "executor": "montecarlo.executors",
     "Ladder": "montecarlo.exchange",
     "linked": "montecarlo.exchange",
     "GaussianProcess": "inference.gaussian_process",

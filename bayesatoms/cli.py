@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import BayesAtomsError, CheckError
+from .montecarlo.executors import Executor, cores, executor
+
+if TYPE_CHECKING:
+    from .progress import Progress
+    from .study import Study
 
 app = typer.Typer(
     help="Bayesian inference of the interactions that made a disordered material, from its atomically resolved images.",
@@ -20,19 +26,29 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="Results folder; made if need be, continued if it holds a run.")]
 Workers = Annotated[int, typer.Option(min=1, help="Chains simulated at once; the answer does not depend on it.")]
+By = Annotated[
+    str, typer.Option("--executor", help="threads, processes, dask (workers on this machine), or a dask scheduler: tcp://host:8786.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Simulate anew the chains that the folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CORES = cores()
 
 
 @app.command()
 def demo(
-    out: Out = Path("bayesatoms-demo"), workers: Workers = _CORES, seed: Annotated[int, typer.Option(min=0)] = 1, quiet: Quiet = False
+    out: Out = Path("bayesatoms-demo"),
+    workers: Workers = _CORES,
+    by: By = "threads",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """The published MoS2-ReS2 counts, embedded: posteriors, comparison, phase map, report."""
     from . import study
 
     text = f'[study]\nname = "MoS2-ReS2, published counts"\nseed = {seed}\nmodels = "mos2_res2"\n'
-    _run(study.parse(text), out, workers, quiet)
+    with _working(by, workers, quiet) as (crew, bars):
+        _run(study.parse(text), out, crew, bars, force)
 
 
 @app.command()
@@ -40,15 +56,19 @@ def run(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml")],
     out: Out = Path("results"),
     workers: Workers = _CORES,
+    by: By = "threads",
     reuse: Annotated[
         Path | None, typer.Option(help="Results folder of the same images under other labels: its chains are taken first.")
     ] = None,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Images and models of a study.toml: a results folder with report.html and summary.json."""
     from . import study
 
-    _run(study.read(study_file), out, workers, quiet, reuse)
+    plan = study.read(study_file)
+    with _working(by, workers, quiet) as (crew, bars):
+        _run(plan, out, crew, bars, force, reuse)
 
 
 @app.command()
@@ -92,21 +112,18 @@ def calibrate(
     datasets: Annotated[int | None, typer.Option(min=1, help="Synthetic data sets of each model.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The study's by default.")] = None,
     workers: Workers = _CORES,
+    by: By = "threads",
     quiet: Quiet = False,
 ) -> None:
     """Can the posteriors be trusted? Ranks and coverage over synthetic data sets; exit code 1 if they fail."""
     from . import plots, study
-    from .progress import Bars
     from .results import calibrate_study, calibration_stem
 
     folder = place.is_dir()
     out = out or (place if folder else Path("results"))
-    bars = Bars(quiet=quiet)
-    try:
-        plan = study.read(place / "study.toml" if folder else place)
-        found = calibrate_study(plan, out, source=source, datasets=datasets, seed=seed, workers=workers, progress=bars)
-    finally:
-        bars.close()
+    plan = study.read(place / "study.toml" if folder else place)
+    with _working(by, workers, quiet) as (crew, bars):
+        found = calibrate_study(plan, out, source=source, datasets=datasets, seed=seed, workers=crew, progress=bars)
     typer.echo(str(found))
     if any(r.datasets for r in found.rows):
         typer.echo(f"Picture: {plots.save(plots.rank_bands(found), out / f'{calibration_stem(source)}.png')}")
@@ -114,19 +131,28 @@ def calibrate(
         raise CheckError(f"the posteriors are not calibrated. {found.verdict}")
 
 
-def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) -> None:
+@contextmanager
+def _working(by: str, workers: int, quiet: bool) -> Iterator[tuple[Executor, Progress]]:
+    """An executor and bars, put away however the work ends; ctrl-C says how to go on, with exit code 130."""
     from .progress import Bars
-    from .reporting.report import write_report
-    from .results import run as run_study
 
-    bars = Bars(quiet=quiet)
+    bars, scheduler = Bars(quiet=quiet), by if "://" in by else None
     try:
-        results = run_study(plan, out, workers=workers, progress=bars, reuse=reuse)
+        with executor("dask" if scheduler else by, None if scheduler else workers, scheduler=scheduler) as crew:
+            yield crew, bars
     except KeyboardInterrupt:
+        bars.close()
         typer.echo("bayesatoms: stopped; finished chains are kept, run the same command to continue", err=True)
         raise typer.Exit(130) from None
     finally:
         bars.close()
+
+
+def _run(plan: Study, out: Path, crew: Executor, bars: Progress, force: bool, reuse: Path | None = None) -> None:
+    from .reporting.report import write_report
+    from .results import run as run_study
+
+    results = run_study(plan, out, workers=crew, progress=bars, reuse=reuse, force=force)
     title = plan.file.study.name
     path = write_report(
         results.result, results.diagram, out / "report.html", comparison=results.comparison, relabelled=results.relabelled,
@@ -140,7 +166,7 @@ def _run(plan, out: Path, workers: int, quiet: bool, reuse: Path | None = None) 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: a deliberate error becomes one sentence and its exit code (2 input, 1 failed check), nothing else."""
+    """Entry point: a deliberate error becomes one sentence and its exit code (1 failed check, 2 input, 3 the machine), nothing else."""
     try:
         app(args=arguments, standalone_mode=True)
     except BayesAtomsError as error:

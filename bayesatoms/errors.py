@@ -23,3 +23,9 @@ class CheckError(BayesAtomsError, RuntimeError):
     """A result failed one of its own checks (support, convergence, nesting) and is not given out."""
 
     exit_code = 1
+
+
+class RunError(BayesAtomsError, RuntimeError):
+    """The machine failed, not the input: a full disk, workers that die. What is finished is kept; run again to continue."""
+
+    exit_code = 3

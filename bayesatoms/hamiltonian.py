@@ -321,6 +321,7 @@ class Compiled:
     stride: NDArray[np.int64]
     members: tuple[NDArray[np.int64], ...]  # per group, (instances, m) site numbers
     groups: NDArray[np.int64]  # per group: first instance, base
+    torus: tuple[int, ...] | None = None  # cells along each axis, where every site is a translation of every other
 
     @classmethod
     def build(cls, orbits: Sequence[Orbit], supercell: Supercell, n_species: int) -> Compiled:
@@ -343,10 +344,11 @@ class Compiled:
             bases.append(base)
             firsts.append(first)
             base, first = base + codes, first + len(rows)
-        return cls._index(supercell.n_sites, n_species, tables, members, bases, firsts, len(orbits))
+        torus = supercell.shape if all(supercell.periodic) and len(supercell.lattice.basis) == 1 else None
+        return cls._index(supercell.n_sites, n_species, tables, members, bases, firsts, len(orbits), torus)
 
     @classmethod
-    def _index(cls, n_sites, n_species, tables, members, bases, firsts, n_features) -> Compiled:
+    def _index(cls, n_sites, n_species, tables, members, bases, firsts, n_features, torus) -> Compiled:
         sites = np.concatenate([m.reshape(-1) for m in members]) if members else np.zeros(0, dtype=np.int64)
         instance = [first + np.repeat(np.arange(len(m)), m.shape[1]) for m, first in zip(members, firsts, strict=True)]
         stride = [np.tile(n_species ** np.arange(m.shape[1]), len(m)) for m in members]
@@ -363,6 +365,7 @@ class Compiled:
             stride=(np.concatenate(stride) if stride else np.zeros(0, dtype=np.int64))[order].astype(np.int64),
             members=tuple(members),
             groups=np.array(list(zip(firsts, bases, strict=True)), dtype=np.int64).reshape(-1, 2),
+            torus=torus,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Progress of long work: a callback (stage, done, total), or bars on stderr."""
+"""Progress of long work: a callback (stage, done, total), or bars on stderr. A total of 0 is unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Bars:
-    """One tqdm bar a stage, on stderr; a bar starts anew when its stage does.
+    """One tqdm bar a stage, on stderr, with its rate and the time left; a bar starts anew when its stage does.
 
     Examples
     --------
@@ -29,9 +29,9 @@ class Bars:
 
         if self._bar is None or stage != self._stage or done <= self._bar.n:
             self.close()
-            self._bar, self._stage = tqdm(total=total, desc=f"{stage:>12}", unit="", file=sys.stderr, dynamic_ncols=True), stage
+            self._bar, self._stage = tqdm(total=total or None, desc=f"{stage:>12}", unit="", file=sys.stderr, dynamic_ncols=True), stage
         self._bar.update(done - self._bar.n)
-        if done >= total:
+        if 0 < total <= done:
             self.close()
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .inference.posterior import Check, Result
     from .inference.ranked import Calibration
     from .inference.sensitivity import Sensitivity
+    from .montecarlo.executors import Executor
     from .phases.diagram import PhaseDiagram
     from .progress import Progress
 
@@ -63,7 +64,15 @@ class Results:
         return all(c.ok for c in self.checks.values())
 
 
-def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress | None = None, reuse: str | Path | None = None) -> Results:
+def run(
+    study: Study,
+    out: str | Path,
+    *,
+    workers: int | Executor = 1,
+    progress: Progress | None = None,
+    reuse: str | Path | None = None,
+    force: bool = False,
+) -> Results:
     """Run a study into a results folder: posteriors, comparison, phase map, tables and summary.json.
 
     Parameters
@@ -71,10 +80,12 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     study : Study
     out : path
         Made if need be. Chains already in its pool are used.
-    workers : int
+    workers : int or Executor
     progress : callable(stage, done, total), optional
     reuse : path, optional
         Results folder whose chains are taken first, instead of the one that the study names.
+    force : bool
+        Simulate anew the chains that the folder holds.
 
     Returns
     -------
@@ -92,7 +103,7 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     check_inputs(study.models, study.observations)
     _make(out)
     common = _settings(study, workers, progress)
-    clock, pool = time.perf_counter(), Pool(out / "pool")
+    clock, pool = time.perf_counter(), Pool(out / "pool", force=force)
     result = infer(study.models, study.observations, pool=pool, reuse=reuse if reuse is not None else options.reuse, **common)
     result.sources["models"] = study.catalogue.sha256
     timing = dict(result.timing)
@@ -128,7 +139,7 @@ def run(study: Study, out: str | Path, *, workers: int = 1, progress: Progress |
     return results
 
 
-def _settings(study: Study, workers: int, progress: Progress | None) -> dict[str, Any]:
+def _settings(study: Study, workers: int | Executor, progress: Progress | None) -> dict[str, Any]:
     """What every inference of a study is called with."""
     from .inference.campaign import Settings
 
@@ -152,7 +163,7 @@ def calibrate_study(
     source: str = "held-out",
     datasets: int | None = None,
     seed: int | None = None,
-    workers: int = 1,
+    workers: int | Executor = 1,
     progress: Progress | None = None,
 ) -> Calibration:
     """Calibrate the posteriors of a study whose chains are in a results folder; chains that are not there are run.
@@ -166,7 +177,7 @@ def calibrate_study(
         Results folder, made if need be.
     source, datasets, seed
         As for :func:`bayesatoms.inference.calibration.calibrate`.
-    workers : int
+    workers : int or Executor
     progress : callable(stage, done, total), optional
 
     Returns

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from . import counting
 from .configuration import UNSEEN, Configuration
 from .environments import Environments
 from .errors import InputError
@@ -21,7 +21,6 @@ from .lattice import Supercell
 from .response import Response
 
 _MARGIN = 4  # cells of unseen crystal that a simulated box adds along each open axis of a window
-_SPARSE = 8  # times as long does a possible environment take when counted one by one
 _BINS = 1024  # of a random number, a power of two: where the search for its outcome begins
 _SLACK = 4  # further cells it may add so that a whole number of atoms meets the composition
 
@@ -189,13 +188,43 @@ class Operator:
         """
         free = np.array(self.supercell.periodic)
         origins = rng.integers(0, np.where(free, self.supercell.shape, 1), size=(len(snapshots), len(free)))
-        noise = np.zeros((len(snapshots), 0)) if self.response.exact else rng.random((len(snapshots), len(self.sites)))
+        if self.response.crisp:
+            return self._crisp(snapshots, origins, rng)
+        noise = rng.random((len(snapshots), len(self.sites)))
         cumulative = np.cumsum(self.response.given, axis=1)
         near = np.stack([np.searchsorted(row, np.arange(_BINS) / _BINS, side="right") for row in cumulative])
         shape = np.array(self.supercell.shape, dtype=np.int64)
-        seen = np.empty((len(snapshots), len(self.sites)), dtype=np.uint8 if self.response.crisp else np.int32)
-        _look(snapshots, self.sites, shape, len(self.environments.lattice.basis), origins, noise, cumulative, near, seen)
-        return tally(self.environments, self.rows, seen, None if self.response.crisp else self.response.vectors)
+        seen = np.empty((len(snapshots), len(self.sites)), dtype=np.int32)
+        counting.look(snapshots, self.sites, shape, len(self.environments.lattice.basis), origins, noise, cumulative, near, _BINS, seen)
+        return tally(self.environments, self.rows, seen, self.response.vectors)
+
+    def _crisp(self, snapshots: NDArray[np.uint8], origins: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Counts where labels are hard: crystals side by side."""
+        shape, basis = np.array(self.supercell.shape), len(self.environments.lattice.basis)
+        row = int(shape[-1]) * basis  # sites that follow each other along the last axis
+        others = np.indices(tuple(shape[:-1])).reshape(len(shape) - 1, -1).T
+        begin = ((others + origins[:, None, :-1]) % shape[:-1]) @ np.append(np.cumprod(shape[:0:-1])[::-1], 1)[:-1]
+        below = np.zeros((0, 0), dtype=np.uint64)
+        if not self.response.exact:
+            below = np.round(np.cumsum(self.response.given, axis=1) * 2.0**32).astype(np.uint64)
+        kinds = [len(self.environments.strides(b)) for b in range(basis)]
+        largest = len(self.environments.species) ** max(kinds)
+        field = np.uint8 if largest <= 2**8 else np.uint16
+        seen = np.zeros((-(-len(snapshots) // counting.BLOCK), len(self.sites), counting.BLOCK), dtype=field)
+        at, state = self.supercell.index(self.sites).astype(np.uint32), rng.integers(1, 2**64, 4, dtype=np.uint64)
+        counting.see(snapshots, (begin * basis).astype(np.int64), origins[:, -1] * basis, row, at, below, state, seen)
+        counts = np.zeros((len(snapshots), self.environments.n_classes), dtype=np.int64)
+        codes = np.zeros(counting.BLOCK, dtype=field)
+        for b, members in enumerate(self.rows):
+            classes = self.environments.class_of[self.environments.offsets[b] : self.environments.offsets[b + 1]]
+            strides = self.environments.strides(b)
+            if len(classes) <= counting.LARGEST:
+                places = strides.astype(np.uint64)
+                counting.tally_blocks(seen.view(np.uint64), codes.view(np.uint64), codes, members, places, classes, counts)
+            else:
+                one_by_one = seen.transpose(0, 2, 1).reshape(-1, len(self.sites))[: len(snapshots)]
+                counting.tally_one(one_by_one, members, strides, classes, counts)
+        return counts
 
 
 def tally(
@@ -228,82 +257,7 @@ def tally(
     for b, members in enumerate(rows):
         classes = environments.class_of[environments.offsets[b] : environments.offsets[b + 1]]
         if vectors is None:
-            _tally(seen, members, environments.strides(b), classes, counts)
+            counting.tally_one(seen, members, environments.strides(b), classes, counts)
         else:
-            _tally_soft(seen, members, environments.strides(b), classes, vectors, species, lengths, counts)
+            counting.tally_soft(seen, members, environments.strides(b), classes, vectors, species, lengths, counts)
     return counts
-
-
-@njit(nogil=True, cache=True)
-def _look(snapshots, sites, shape, n_basis, origins, noise, cumulative, near, seen):
-    n, v, d = len(snapshots), len(sites), len(shape)
-    for s in range(n):
-        for i in range(v):
-            flat = 0
-            for axis in range(d):
-                flat = flat * shape[axis] + (sites[i, axis] + origins[s, axis]) % shape[axis]
-            label = snapshots[s, flat * n_basis + sites[i, d]]
-            if noise.shape[1] > 0:
-                true, label = label, near[label, int(noise[s, i] * _BINS)]
-                while label < cumulative.shape[1] - 1 and noise[s, i] >= cumulative[true, label]:
-                    label += 1
-            seen[s, i] = label
-
-
-@njit(nogil=True, cache=True)
-def _tally(seen, rows, strides, classes, counts):
-    for s in range(len(seen)):
-        for r in range(len(rows)):
-            code = 0
-            for j in range(len(strides)):
-                code += strides[j] * np.int64(seen[s, rows[r, j]])
-            counts[s, classes[code]] += 1
-
-
-@njit(nogil=True, cache=True)
-def _product(seen, sites, vectors, weights):
-    """Probabilities of all species on some sites, in the order of the raw numbers; returns how many."""
-    n, k, weights[0] = 1, vectors.shape[1], 1.0
-    for site in sites:
-        for c in range(k - 1, -1, -1):  # species 0 last: it takes the place of what is multiplied
-            p = vectors[seen[site], c]
-            for i in range(n):
-                weights[c * n + i] = weights[i] * p
-        n *= k
-    return n
-
-
-@njit(nogil=True, cache=True)
-def _tally_soft(seen, rows, strides, classes, vectors, species, lengths, counts):
-    size, half = len(classes), len(strides) // 2 + 1
-    codes, weights, others, raw = np.empty(size, dtype=np.int64), np.empty(size), np.empty(size), np.empty(size)
-    for s in range(len(seen)):
-        raw[:] = 0.0
-        for r in range(len(rows)):
-            possible = 1
-            for j in range(len(strides)):
-                possible *= lengths[seen[s, rows[r, j]]]
-            n, weights[0] = 1, 1.0
-            if possible * _SPARSE > size:  # nearly everything is possible: all raw environments in their order, which vectorises
-                n = _product(seen[s], rows[r, :half], vectors, weights)
-                m = _product(seen[s], rows[r, half:], vectors, others)
-                for a in range(m):
-                    for i in range(n):
-                        raw[a * n + i] += others[a] * weights[i]
-                continue
-            base, codes[0] = 0, 0
-            for j in range(len(strides)):
-                o = seen[s, rows[r, j]]
-                first = species[o, 0]
-                base += strides[j] * first
-                if lengths[o] == 1:  # only uncertain sites multiply the possibilities
-                    continue
-                for c in range(lengths[o] - 1, -1, -1):
-                    shift, p = strides[j] * (species[o, c] - first), vectors[o, species[o, c]]
-                    for i in range(n):
-                        codes[c * n + i], weights[c * n + i] = codes[i] + shift, weights[i] * p
-                n *= lengths[o]
-            for i in range(n):
-                raw[base + codes[i]] += weights[i]
-        for i in range(size):
-            counts[s, classes[i]] += raw[i]

@@ -40,7 +40,7 @@ from references import CASES, Case, Grid, exact_posterior, quick, reference
 
 from bayesatoms.inference.campaign import Campaign, Settings
 from bayesatoms.inference.densities import log_likelihoods
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.pool import Pool
 from bayesatoms.observation import Observation
 

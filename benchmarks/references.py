@@ -28,7 +28,8 @@ from scipy.stats import qmc
 from bayesatoms.configuration import Configuration
 from bayesatoms.hamiltonian import Compiled, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
+from bayesatoms.montecarlo.ensembles import SemiGrand
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from exact import Grid, exact_posterior  # the exact truths are shared with the tests
@@ -76,7 +77,12 @@ class Case:
         labels = rng.permutation(np.arange(n) < (n // 2 if free else self.atoms)).astype(int)
         length = {"samples": count, "sweeps": 2000 if free else 150, "burn": 5000 if free else 500}
         chain = run_chain(
-            self.compiled, self.truth, labels, **length, seed=np.random.SeedSequence([seed, 2]), potential=[0.0, 0.0] if free else None
+            self.compiled,
+            self.truth,
+            labels,
+            **length,
+            seed=np.random.SeedSequence([seed, 2]),
+            ensemble=SemiGrand((0.0, 0.0)) if free else None,
         )
         shape, lattice = (self.side, self.side), self.model.lattice
         return [

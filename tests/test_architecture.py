@@ -21,9 +21,9 @@ PACKAGE = Path(bayesatoms.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (  # lowest first
-    {"errors", "units", "progress", "files"},
+    {"errors", "units", "progress", "files", "generators"},
     {"lattice", "tables"},
-    {"hamiltonian", "environments", "configuration", "window", "response", "indexing"},
+    {"hamiltonian", "environments", "configuration", "window", "counting", "response", "indexing"},
     {"observation", "catalogue"},
     {"montecarlo", "imaging"},  # theory and experiment: they meet in inference and never import each other
     {"inference"},
@@ -42,6 +42,7 @@ BESIDE = {
     ("window", "environments"),
     ("window", "configuration"),
     ("window", "response"),
+    ("window", "counting"),
     ("catalogue", "observation"),
     ("results", "study"),
     ("readings", "plots"),
@@ -264,12 +265,13 @@ def methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
 
 
 def documented_elsewhere(tree: ast.Module) -> set[str]:
-    """Methods that need no docstring: the base class or a protocol of the same file has it, or a one-line property's name says it all."""
+    """Methods that need no docstring: a base class or a protocol of the same file has it, or a one-line property's name says it all."""
     classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
+    everywhere = {c.name: c for other in TREES.values() for c in other.body if isinstance(c, ast.ClassDef)}
     promised = {m.name for c in classes.values() if "Protocol" in map(ast.unparse, c.bases) for m in methods(c) if ast.get_docstring(m)}
     exempt = set()
     for c in classes.values():
-        bases = [classes[b] for b in map(ast.unparse, c.bases) if b in classes]
+        bases = [everywhere[b] for b in map(ast.unparse, c.bases) if b in everywhere]
         inherited = {m.name for b in bases for m in methods(b)}
         for m in methods(c):
             plain = len(m.body) == 1 and decorators(m) & {"property", "cached_property"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bayesatoms import cli, study
-from bayesatoms.errors import InputError
+from bayesatoms.errors import InputError, RunError
 
 COUNTS = [404, 45, 0, 2, 2, 0, 0, 1, 0, 0, 0, 0, 0, 7, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 HEAD = '[study]\nname = "s"\nseed = 1\nmodels = "mos2_res2"\n'
@@ -105,6 +105,39 @@ def test_usage_errors_exit_with_2_and_help_with_0(capsys):
             cli.main(arguments)
         assert stopped.value.code == code
     assert "demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "bayesatoms: stopped; finished chains are kept, run the same command to continue"),
+        (RunError("pool folder p: no room; make some"), 3, "bayesatoms: pool folder p: no room; make some"),
+    ],
+)
+def test_a_stopped_run_says_how_to_go_on(trouble, code, said, folder, capsys, monkeypatch):
+    def stop(plan, out, *, workers, **_):
+        assert list(workers.run(abs, [-1])) == [(-1, 1)]
+        raise trouble
+
+    for command, function in (("run", "run"), ("calibrate", "calibrate_study")):
+        monkeypatch.setattr(f"bayesatoms.results.{function}", stop)
+        (folder / "study.toml").write_text(HEAD)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, str(folder / "study.toml"), "--out", str(folder / "out"), "--workers", "2", "--executor", "processes"])
+        assert stopped.value.code == code and capsys.readouterr().err.strip() == said
+
+
+def test_executors_by_name_and_address(folder, capsys, monkeypatch):
+    (folder / "study.toml").write_text(HEAD)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for by, said in (
+        ("magic", "expected one of serial, threads, processes, dask"),
+        ("tcp://here:8786", "pip install 'bayesatoms[cluster]'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["run", str(folder / "study.toml"), "--out", str(folder / "out"), "--executor", by])
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not (folder / "out").exists()
 
 
 def test_an_output_folder_that_cannot_be_made(folder, capsys):

@@ -33,7 +33,7 @@ from bayesatoms.inference.posterior import infer
 from bayesatoms.inference.priors import induced_widths, mismatched
 from bayesatoms.inference.sampling import Posterior
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.pool import Pool
 from bayesatoms.observation import Observation
 

@@ -16,11 +16,14 @@ from conftest import generator, seed_of
 from scipy import stats
 from scipy.signal import lfilter
 
+from bayesatoms import generators
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference.reweighting import Reweighting
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo import chains, kernels
+from bayesatoms.montecarlo import chains, generic
+from bayesatoms.montecarlo.engine import run_chain
+from bayesatoms.montecarlo.ensembles import SemiGrand
 from bayesatoms.montecarlo.exchange import Ladder, bridge, linked, tree
 from bayesatoms.montecarlo.pool import DesignPoint, Pool
 
@@ -89,11 +92,13 @@ def test_a_wrong_acceptance_is_found_out(factor):
     rng = generator("wrong acceptance")
     labels = np.array([rng.permutation(np.repeat([0, 1], 6)) for _ in points], dtype=np.uint8)
     snapshots, features = np.empty((3, 20_000, 12), dtype=np.uint8), np.zeros((3, 20_000, 1))
-    kernels.exchange_chains(
-        labels, np.array([box.codes(row) for row in labels]), np.argsort(labels, axis=1, kind="stable"), np.array([0, 6, 12]),
-        box.base, box.start, box.touch, box.stride, box.tables, couplings @ box.tables.T, factor * couplings,
+    crystal = generic.Clusters.of(box)
+    _, group, bounds = generic.arrange(labels[0], np.arange(12), np.array([0, 12]), 2)
+    generic.exchange_chains(
+        labels, np.array([crystal.codes(box, row) for row in labels]), np.argsort(labels, axis=1, kind="stable"), group, bounds,
+        crystal.near, crystal.start, crystal.touch, crystal.stride, box.tables, couplings @ box.tables.T, factor * couplings,
         np.array([-1, 0, 0]), np.array([0, 0, 1]), 1, 100, 6, 6,
-        chains.generator_state(seed_of("wrong acceptance")), snapshots, features, np.zeros(3, np.int64), np.zeros((3, 2), np.int64),
+        generators.generator_state(seed_of("wrong acceptance")), snapshots, features, np.zeros(3, np.int64), np.zeros((3, 2), np.int64),
     )  # fmt: skip
     assert min(p_values(points, snapshots.astype(np.int64))) < 1e-10
 
@@ -158,19 +163,22 @@ def test_a_pool_gives_the_same_whoever_runs_and_keeps_it(workers, tmp_path):
     pool, seen = Pool(tmp_path), []
     assert same(pool.run_ladders(ladders(), workers=workers, progress=lambda *s: seen.append(s)), reference)
     assert pool.simulated == 5 and pool.moves == sum(c.moves for c in itertools.chain(*reference))
-    assert seen == [("exchange", 1, 2), ("exchange", 2, 2)]
+    assert seen == [("exchange", 0, 2), ("exchange", 1, 2), ("exchange", 2, 2)]
     assert {pool.exchanged[a.key].round_trips for a in ladders()} == {a.run().round_trips for a in ladders()}
     again = Pool(tmp_path)
     assert same(again.run_ladders(ladders()), reference) and again.simulated == 0
     # a chain lost: its ladder is run again, the other is not
-    (tmp_path / "chains" / f"{ladders()[1].rungs[0].key}.npz").unlink()
+    rows = sqlite3.connect(tmp_path / "catalogue.sqlite")
+    rows.execute("DELETE FROM chains WHERE key = ?", (ladders()[1].recipes[0].key,))
+    rows.commit()
+    rows.close()
     again = Pool(tmp_path)
     assert same(again.run_ladders(ladders()), reference) and again.simulated == 2
     rows = sqlite3.connect(tmp_path / "catalogue.sqlite")
     assert rows.execute("SELECT COUNT(*) FROM chains").fetchone() == (5,)
     rows.close()
     other = Pool()
-    other.take([r for a in ladders() for r in a.rungs], pool)
+    other.take([r for a in ladders() for r in a.recipes], pool)
     assert same(other.run_ladders(ladders()), reference) and other.simulated == 0
 
 
@@ -185,7 +193,7 @@ def test_the_key_follows_from_every_rung():
         ladders(seed=2)[0],
     ]
     assert len({a.key for a in [first, *others]}) == 6
-    keys = [r.key for a in [first, *others] for r in a.rungs] + [p.key for p in points]
+    keys = [r.key for a in [first, *others] for r in a.recipes] + [p.key for p in points]
     assert len(set(keys)) == len(keys)  # a rung is not the chain that runs alone
 
 
@@ -195,7 +203,7 @@ def test_refusals():
         "at least two": [p],
         "the same": [p, alloy(6, 0.2)],
         "differ in their box": [p, alloy(6, 0.3, samples=7)],
-        "semi-grand": [p, replace(p, couplings=[0.3], potential=(0.0, 0.1))],
+        "semi-grand": [p, replace(p, couplings=[0.3], ensemble=SemiGrand((0.0, 0.1)))],
         "two species": [replace(p, couplings=[w], counts=(36, 0)) for w in (0.1, 0.2)],
     }
     for match, points in bad.items():
@@ -207,7 +215,7 @@ def test_refusals():
 
 def test_linked_points_exchange():
     """Design points around the transition, in a box large enough that they would not exchange by themselves."""
-    recipe = {"counts": (338, 338), "samples": 60, "sweeps": 2.0, "burn": 60.0, "seed": 1}
+    recipe = {"counts": (338, 338), "samples": 300, "sweeps": 2.0, "burn": 60.0, "seed": 1}
     points = [DesignPoint(compiled((26, 26), 2), w, **recipe) for w in [(0.5, 0.0), (0.62, 0.05), (0.62, -0.06)]]
     found = linked(points)
     assert found[:3] == points and len(found) == len({p.key for p in found})
@@ -259,29 +267,30 @@ def test_memory_knows_sublattices():
 def test_exchange_helps_where_chains_are_slow():
     """The sqrt3 order at x = 1/3: equal sweeps a chain, means of the strongest rung scatter less, and the order is forgotten.
 
-    Measured over 30 seeds: variance of the means 7 times smaller. Were there no gain, the ratio of 24
-    pairs would exceed the bound (F, 24 and 24 degrees of freedom) in 0.1 % of cases.
+    Measured over 30 seeds: variance of the means 7 times smaller. Were there no gain, the ratio of 49
+    pairs would exceed the bound (F, 49 and 49 degrees of freedom) in 0.1 % of cases.
     """
-    points = [alloy(12, -1.8, 1 / 3, samples=400, burn=400.0, seed=s) for s in range(25)]
+    points = [alloy(12, -1.8, 1 / 3, samples=400, burn=400.0, seed=s) for s in range(50)]
     plain = [p.run() for p in points]
     found = [Ladder(bridge(p, 8, 0.55)).run() for p in points]
     helped = [e.chains[-1] for e in found]
     assert min(np.nanmin(e.acceptance) for e in found) > 0.1 and np.mean([e.round_trips for e in found]) > 1
     variance = [np.var([c.features.mean() for c in some], ddof=1) for some in (plain, helped)]
-    assert variance[0] / variance[1] > stats.f.isf(1e-3, 24, 24)
+    assert variance[0] / variance[1] > stats.f.isf(1e-3, 49, 49)
     assert np.median([chains.memory(c.snapshots) for c in plain]) > 0.9
     assert np.median([chains.memory(c.snapshots) for c in helped]) < 0.4
 
 
 def test_two_starts_disagree_only_where_chains_are_stuck():
+    """Of pairs of chains deep in the separated phase two in five disagree: none of twelve would, in 0.2 % of cases."""
     with pytest.raises(InputError, match="same couplings"):
         chains.disagreement(alloy(6, 0.1).run(), alloy(6, 0.2).run())
     apart = [chains.disagreement(alloy(18, 0.3, seed=2 * s).run(), alloy(18, 0.3, seed=2 * s + 1).run()) for s in range(20)]
     assert max(apart) < 5
     cold = np.repeat([0, 1], 288)
-    for s in range(5):
+    for s in range(12):
         hot = alloy(24, 1.4, seed=s).run()
         length = {"samples": 240, "sweeps": 2.0, "burn": 120.0}
-        from_cold = chains.run_chain(compiled((24, 24)), [1.4], cold, seed=np.random.SeedSequence(s), **length)
+        from_cold = run_chain(compiled((24, 24)), [1.4], cold, seed=np.random.SeedSequence(s), **length)
         apart.append(chains.disagreement(hot, from_cold))
-    assert np.median(apart[-5:]) > 5
+    assert max(apart[-12:]) > 5

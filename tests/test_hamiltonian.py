@@ -12,7 +12,7 @@ from bayesatoms.configuration import Configuration
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Orbit, Pair, Term
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.kernels import change_site
+from bayesatoms.montecarlo import generic
 
 # ------------------------------------------------------------------ an oracle that knows nothing but positions
 
@@ -210,22 +210,25 @@ def moves(system, rng, n):
 def test_energy_change_is_the_difference_of_totals(system):
     """For all terms together with random couplings and for each alone; and the change back is the opposite."""
     rng, c = generator(f"change {system.hamiltonian.name}"), system.compiled
-    arrays = (c.base, c.start, c.touch, c.stride)
+    crystal = generic.Clusters.of(c)
+    arrays = (crystal.start, crystal.touch, crystal.stride)
     for w, n in [(rng.normal(size=c.n_features), 100), *((alone, 25) for alone in np.eye(c.n_features))]:
         energies, largest = c.tables @ w, 0.0
         for labels, new in moves(system, rng, n):
-            codes, before = c.codes(labels), labels.copy()
+            codes, before = crystal.codes(c, labels), labels.copy()
             total, change = w @ c.features(labels), 0.0
             for site, species in new:
-                change += change_site(site, int(species) - int(before[site]), codes, *arrays, energies)
+                change += generic.energy_change(site, int(species) - int(before[site]), codes, *arrays, energies)
+                generic.turn(site, int(species) - int(before[site]), codes, *arrays)
                 before[site] = species
             assert abs(change - (w @ c.features(before) - total)) < 1e-9
-            np.testing.assert_array_equal(codes, c.codes(before))
+            np.testing.assert_array_equal(codes, crystal.codes(c, before))
             largest = max(largest, abs(change))
             for site, _ in new:
-                change += change_site(site, int(labels[site]) - int(before[site]), codes, *arrays, energies)
+                change += generic.energy_change(site, int(labels[site]) - int(before[site]), codes, *arrays, energies)
+                generic.turn(site, int(labels[site]) - int(before[site]), codes, *arrays)
             assert abs(change) < 1e-9
-            np.testing.assert_array_equal(codes, c.codes(labels))
+            np.testing.assert_array_equal(codes, crystal.codes(c, labels))
         assert largest > 0.1, "no move changed anything"
 
 
@@ -233,13 +236,15 @@ def test_energy_does_not_drift(system):
     """Over thousands of moves decoration numbers stay exact and the summed changes stay with the total."""
     rng, c = generator(f"drift {system.hamiltonian.name}"), system.compiled
     w = rng.normal(size=c.n_features)
-    energies, labels = c.tables @ w, system.labels(rng)
-    codes, energy = c.codes(labels), w @ c.features(labels)
+    energies, labels, crystal = c.tables @ w, system.labels(rng), generic.Clusters.of(c)
+    codes, energy = crystal.codes(c, labels), w @ c.features(labels)
+    place = (crystal.start, crystal.touch, crystal.stride)
     for site, step in zip(rng.integers(0, c.n_sites, 5000), rng.integers(1, system.k, 5000), strict=True):
         species = (int(labels[site]) + int(step)) % system.k
-        energy += change_site(site, species - int(labels[site]), codes, c.base, c.start, c.touch, c.stride, energies)
+        energy += generic.energy_change(site, species - int(labels[site]), codes, *place, energies)
+        generic.turn(site, species - int(labels[site]), codes, *place)
         labels[site] = species
-    np.testing.assert_array_equal(codes, c.codes(labels))
+    np.testing.assert_array_equal(codes, crystal.codes(c, labels))
     assert abs(energy - w @ c.features(labels)) < 1e-9
 
 
@@ -334,11 +339,12 @@ def test_a_term_of_the_users_own():
     compiled = h.compile(c.supercell)
     np.testing.assert_allclose(h.features(c)[0], expected, rtol=1e-12)
     assert len(compiled.members) == 1, "terms on the same bonds are one look-up"
-    energies, codes = compiled.tables @ [2.0, 0.5], compiled.codes(c.flat)
+    crystal = generic.Clusters.of(compiled)
+    energies, codes = compiled.tables @ [2.0, 0.5], crystal.codes(compiled, c.flat)
     flipped = c.flat.copy()
     flipped[7] = (flipped[7] + 1) % 3
     step = int(flipped[7]) - int(c.flat[7])
-    change = change_site(7, step, codes, compiled.base, compiled.start, compiled.touch, compiled.stride, energies)
+    change = generic.energy_change(7, step, codes, crystal.start, crystal.touch, crystal.stride, energies)
     assert abs(change - (compiled.features(flipped) - compiled.features(c.flat)) @ [2.0, 0.5]) < 1e-12
 
 

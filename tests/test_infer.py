@@ -17,7 +17,7 @@ from bayesatoms.inference.comparison import compare
 from bayesatoms.inference.criteria import waic
 from bayesatoms.inference.posterior import infer
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.pool import Pool
 from bayesatoms.observation import Observation
 from bayesatoms.window import Window

@@ -19,15 +19,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from bayesatoms import generators
 from bayesatoms.environments import Environments
 from bayesatoms.errors import CheckError, InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo import chains, kernels
+from bayesatoms.montecarlo import chains
+from bayesatoms.montecarlo.engine import run_chain
+from bayesatoms.montecarlo.ensembles import SemiGrand
 from bayesatoms.window import Operator, Window
 
 SIGMA = 4.0
 ALARM = 1e-4
+
+
+def free(potential):
+    """The semi-grand ensemble at some chemical potentials, the canonical one without."""
+    return None if potential is None else SemiGrand(potential)
 
 
 def deviation(series: np.ndarray, exact: float) -> float:
@@ -65,19 +73,19 @@ def xoshiro256pp(state: list[int]):
 
 @pytest.mark.parametrize("start", [[1, 2, 3, 4], [2**64 - 1, 0, 2**63, 12345], None])
 def test_generator_is_xoshiro256pp(start):
-    state = np.array(start, dtype=np.uint64) if start else chains.generator_state(seed_of("xoshiro"))
+    state = np.array(start, dtype=np.uint64) if start else generators.generator_state(seed_of("xoshiro"))
     reference = xoshiro256pp([int(s) for s in state])
     for _ in range(200):
-        assert int(kernels.next_word(state)) == next(reference)
+        assert int(generators.next_word(state)) == next(reference)
     for n in (1, 2, 7, 1000):  # drawn from the upper 32 bits
-        assert [int(kernels.below(state, n)) for _ in range(20)] == [(next(reference) >> 32) * n >> 32 for _ in range(20)]
-    assert [kernels.uniform(state) for _ in range(20)] == [(next(reference) >> 11) * 2.0**-53 for _ in range(20)]
+        assert [int(generators.below(state, n)) for _ in range(20)] == [(next(reference) >> 32) * n >> 32 for _ in range(20)]
+    assert [generators.uniform(state) for _ in range(20)] == [(next(reference) >> 11) * 2.0**-53 for _ in range(20)]
 
 
 def test_first_words_are_those_published():
     """State 1, 2, 3, 4: the test vector of the reference implementation (Rust's rand_xoshiro carries it)."""
     state = np.array([1, 2, 3, 4], dtype=np.uint64)
-    assert [int(kernels.next_word(state)) for _ in range(4)] == [41943041, 58720359, 3588806011781223, 3591011842654386]
+    assert [int(generators.next_word(state)) for _ in range(4)] == [41943041, 58720359, 3588806011781223, 3591011842654386]
 
 
 # ------------------------------------------------------------------ the exact triangular torus
@@ -179,7 +187,7 @@ def sampled(side: int, w: tuple[float, float], n: int | None, mu: float, samples
     labels = (np.arange(side * side) < (side * side // 2 if n is None else n)).astype(np.uint8)
     potential = [0.0, mu] if n is None else None
     seed = seed_of(f"torus {side} {w} {n} {mu}")
-    chain = chains.run_chain(compiled, w, labels, samples=samples, sweeps=2.0, burn=200, seed=seed, potential=potential)
+    chain = run_chain(compiled, w, labels, samples=samples, sweeps=2.0, burn=200, seed=seed, ensemble=free(potential))
     snapshots = chain.snapshots
     series = {"n": snapshots.sum(axis=1), "p1": chain.features[:, 0], "p2": chain.features[:, 1], "p1^2": chain.features[:, 0] ** 2}
     frequencies = operator.counts(snapshots, np.random.default_rng(0)) / operator.n
@@ -262,7 +270,7 @@ def visits(w, n: int | None, potential=None, samples: int = 100_000):
     compiled, _, features = small_alloy()
     start = (np.arange(9) < (4 if n is None else n)).astype(np.uint8)
     seed = seed_of(f"states {w} {n}")
-    chain = chains.run_chain(compiled, w, start, samples=samples, sweeps=1.0, burn=100, seed=seed, potential=potential)
+    chain = run_chain(compiled, w, start, samples=samples, sweeps=1.0, burn=100, seed=seed, ensemble=free(potential))
     state = chain.snapshots.astype(int) @ (1 << np.arange(9))
     np.testing.assert_array_equal(chain.features, features[state])
     series = [*chain.features.T, chain.features @ w, *chain.snapshots.T]
@@ -325,10 +333,10 @@ def test_three_species_against_enumeration(potential):
     weight = np.exp(log - log.max())
     weight /= weight.sum()
     start = np.repeat([0, 1, 2], [3, 4, 2])
-    keywords = {"samples": 2**16, "sweeps": 2.0, "burn": 100, "seed": seed_of(f"three {potential}"), "potential": potential}
-    chain = chains.run_chain(compiled, w, start, **keywords)
+    keywords = {"samples": 2**16, "sweeps": 2.0, "burn": 100, "seed": seed_of(f"three {potential}"), "ensemble": free(potential)}
+    chain = run_chain(compiled, w, start, **keywords)
     np.testing.assert_array_equal(features(chain.snapshots), chain.features)
-    wrong = chains.run_chain(compiled, w + np.array([0, 0.05, 0, 0]), start, **keywords)
+    wrong = run_chain(compiled, w + np.array([0, 0.05, 0, 0]), start, **keywords)
 
     def moments(fs, ns):
         columns = np.column_stack([fs, ns])
@@ -394,8 +402,8 @@ def test_kaufman_is_the_sum_over_all_states(shape):
 def ising_energy(temperature: float, name: str) -> np.ndarray:
     compiled = ising().compile(Lattice.square().supercell((16, 16)))
     start = generator(name).integers(0, 2, 256)
-    settings = {"samples": 2**15, "sweeps": 2, "burn": 1000, "seed": seed_of(name), "potential": (0.0, 0.0)}
-    chain = chains.run_chain(compiled, [2 / temperature], start, **settings)
+    settings = {"samples": 2**15, "sweeps": 2, "burn": 1000, "seed": seed_of(name), "ensemble": SemiGrand((0.0, 0.0))}
+    chain = run_chain(compiled, [2 / temperature], start, **settings)
     return -2 + 2 * chain.features[:, 0] / 256
 
 
@@ -419,18 +427,18 @@ def test_the_torus_is_small_enough_to_matter():
 def short(seed: str = "short", **keywords):
     compiled, _ = three_species()
     settings = {"samples": 50, "sweeps": 1.0, "burn": 10.0, "seed": seed_of(seed), **keywords}
-    return chains.run_chain(compiled, [0.1, 0.5, -0.4, 0.3], np.repeat([2, 0, 1], 3), **settings)
+    return run_chain(compiled, [0.1, 0.5, -0.4, 0.3], np.repeat([2, 0, 1], 3), **settings)
 
 
 def test_swaps_keep_the_composition():
     for row in short(samples=200).snapshots:
         assert np.bincount(row, minlength=3).tolist() == [3, 3, 3]
-    assert len({tuple(np.bincount(row, minlength=3)) for row in short(samples=200, potential=(0, 0, 0)).snapshots}) > 5
+    assert len({tuple(np.bincount(row, minlength=3)) for row in short(samples=200, ensemble=SemiGrand((0, 0, 0))).snapshots}) > 5
 
 
 @pytest.mark.parametrize("potential", [None, (0.0, 0.2, -0.1)])
 def test_same_seed_same_chain(potential):
-    one, two, other = short(potential=potential), short(potential=potential), short("other", potential=potential)
+    one, two, other = short(ensemble=free(potential)), short(ensemble=free(potential)), short("other", ensemble=free(potential))
     for name in ("packed", "features", "acceptance", "moves"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert not np.array_equal(one.packed, other.packed)
@@ -443,12 +451,12 @@ def test_moves_and_acceptance():
     compiled = h.compile(h.lattice.supercell((4, 4)))
     start = np.repeat([0, 1], [11, 5])
     settings = {"samples": 20, "sweeps": 3, "burn": 7, "seed": seed_of("moves")}
-    swaps = chains.run_chain(compiled, [0.0], start, **settings)
-    flips = chains.run_chain(compiled, [0.0], start, potential=[0.3, 0.3], **settings)
+    swaps = run_chain(compiled, [0.0], start, **settings)
+    flips = run_chain(compiled, [0.0], start, ensemble=SemiGrand((0.3, 0.3)), **settings)
     assert (swaps.acceptance, swaps.moves) == (1.0, 5 * (7 + 60))  # a sweep of swaps moves the five rarer atoms
     assert (flips.acceptance, flips.moves) == (1.0, 16 * (7 + 60))
     assert len(swaps) == 20
-    cold = chains.run_chain(compiled, [1000.0], np.indices((4, 4))[0].ravel() // 2, **settings)  # two stripes: no swap lowers them
+    cold = run_chain(compiled, [1000.0], np.indices((4, 4))[0].ravel() // 2, **settings)  # two stripes: no swap lowers them
     assert cold.acceptance == 0.0
 
 
@@ -476,7 +484,7 @@ def test_refusals():
         ([0.1], half, [0.0], "chemical potentials"),
     ]:
         with pytest.raises(InputError, match=words):
-            chains.run_chain(compiled, couplings, labels, potential=potential, **settings)
+            run_chain(compiled, couplings, labels, ensemble=free(potential), **settings)
 
 
 # ------------------------------------------------------------------ errors of means

@@ -18,7 +18,7 @@ from bayesatoms.inference.densities import log_likelihoods
 from bayesatoms.inference.parameters import Nuisances, Parameters
 from bayesatoms.inference.posterior import infer
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.pool import Pool
 from bayesatoms.observation import Observation
 from bayesatoms.study import parse

@@ -18,6 +18,7 @@ from bayesatoms import study
 from bayesatoms.configuration import UNSEEN, Configuration
 from bayesatoms.environments import Environments
 from bayesatoms.errors import InputError
+from bayesatoms.generators import next_word
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference import trees
 from bayesatoms.inference.campaign import Campaign, Settings
@@ -25,7 +26,7 @@ from bayesatoms.inference.comparison import compare
 from bayesatoms.inference.densities import pool_log_likelihoods
 from bayesatoms.inference.posterior import infer
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import run_chain
+from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.pool import Pool
 from bayesatoms.observation import Observation
 from bayesatoms.plots.fits import histogram
@@ -124,8 +125,8 @@ def test_certain_soft_labels_are_hard_labels(name, k):
 
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("errors", [False, True])
-def test_hard_operators_draw_what_they_always_drew(k, errors):
-    """A plain loop over the documented stream: origins first, then one number a site; seeds of old results hold."""
+def test_hard_operators_draw_as_documented(k, errors):
+    """A plain loop over the documented stream: origins first, then the state of a generator that draws 32 bits a site."""
     e = Environments(METAL, "ABC"[:k])
     error = np.eye(k) * 0.85 + 0.15 / k if errors else np.eye(k)
     cell, window = METAL.supercell((13, 12)), Window.block(e, 40)
@@ -133,7 +134,8 @@ def test_hard_operators_draw_what_they_always_drew(k, errors):
     found = Operator(e, window, cell, error).counts(snapshots, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     origins = rng.integers(0, cell.shape, size=(30, 2))
-    noise = rng.random((30, len(window.sites))) if errors else np.zeros((30, len(window.sites)))
+    state = rng.integers(1, 2**64, 4, dtype=np.uint64)
+    noise = np.array([[(int(next_word(state)) >> 32) / 2**32 for _ in window.sites] for _ in snapshots])
     for row, origin, u, counts in zip(snapshots, origins, noise, found, strict=True):
         true = row.reshape(13, 12)[tuple(((window.sites[:, :2] + origin) % cell.shape).T)]
         seen = np.minimum((u[:, None] >= np.cumsum(error, axis=1)[true]).sum(axis=1), k - 1) if errors else true

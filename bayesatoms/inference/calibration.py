@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import InputError
+from ..montecarlo.executors import Executor
 from ..montecarlo.pool import Pool
 from ..progress import Progress
 from .fresh import Effort, calibrate_prior
@@ -45,7 +46,7 @@ def calibrate(
     effort: Effort | None = None,
     pool: Pool | None = None,
     out: str | Path | None = None,
-    workers: int = 1,
+    workers: int | Executor = 1,
     progress: bool | Progress | None = None,
 ) -> Calibration:
     """Check the posteriors of a result against synthetic data sets whose couplings are known.

@@ -19,8 +19,10 @@ from ..errors import CheckError, InputError
 from ..hamiltonian import Compiled, Hamiltonian, Orbit
 from ..lattice import Supercell
 from ..montecarlo.chains import Chain
+from ..montecarlo.design import DesignPoint
 from ..montecarlo.exchange import Ladder, linked
-from ..montecarlo.pool import DesignPoint, Pool
+from ..montecarlo.executors import Executor
+from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress
 from .densities import SMOOTH_BAR, emulator_error, explore, scoring, smooth_error, widths
@@ -99,7 +101,7 @@ class Campaign:
     pool: Pool
     seed: int
     settings: Settings
-    workers: int
+    workers: int | Executor
     report: Progress
     names: tuple[str, ...]
     compiled: dict[str, Compiled] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Campaign:
         seed: int,
         pool: Pool,
         settings: Settings,
-        workers: int,
+        workers: int | Executor,
         report: Progress,
         statistic: Statistic | None = None,
         past: Simulated | None = None,
@@ -221,12 +223,12 @@ class Campaign:
                         alone[o.name, number, p] = self._recipe(o.name, p, number)
         ladders = {place: Ladder([self._recipe(place[0], p, place[1]) for p in rungs]) for place, rungs in together.items()}
         if self.past is not None:
-            self.pool.take([*alone.values(), *(rung for ladder in ladders.values() for rung in ladder.rungs)], self.past.pool)
+            self.pool.take([*alone.values(), *(rung for ladder in ladders.values() for rung in ladder.recipes)], self.past.pool)
         chains = self.pool.run(list(alone.values()), workers=self.workers, progress=self.report)
         found = {place: (recipe.key, chain) for (place, recipe), chain in zip(alone.items(), chains, strict=True)}
         exchanged = self.pool.run_ladders(list(ladders.values()), workers=self.workers, progress=self.report)
         for (place, ladder), rows in zip(ladders.items(), exchanged, strict=True):
-            for p, rung, chain in zip(together[place], ladder.rungs, rows, strict=True):
+            for p, rung, chain in zip(together[place], ladder.recipes, rows, strict=True):
                 found[place[0], place[1], p] = (rung.key, chain)
         return found
 

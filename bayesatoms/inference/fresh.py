@@ -16,8 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
 from ..hamiltonian import Hamiltonian
-from ..montecarlo.chains import Chain, run_chain
-from ..montecarlo.pool import DesignPoint, Pool
+from ..montecarlo.chains import Chain
+from ..montecarlo.design import DesignPoint
+from ..montecarlo.engine import run_chain
+from ..montecarlo.executors import Executor
+from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
 from .campaign import Campaign, Settings
@@ -90,7 +93,7 @@ def calibrate_prior(
     pool: Pool | None = None,
     out: str | Path | None = None,
     effort: Effort | None = None,
-    workers: int = 1,
+    workers: int | Executor = 1,
     progress: bool | Progress | None = None,
 ) -> Calibration:
     """Simulate data sets with couplings from the prior and see whether the posteriors hold what they promise.
@@ -118,7 +121,7 @@ def calibrate_prior(
     out : path, optional
         Folder in which finished chains are kept; a run that was stopped continues from there.
     effort : Effort, optional
-    workers : int
+    workers : int or Executor
     progress : bool or callable(stage, done, total), optional
 
     Returns

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from ..environments import Environments
 from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
+from ..montecarlo.executors import Executor
 from ..montecarlo.pool import Pool
 from ..observation import Observation
 from ..progress import Progress, reporter
@@ -129,7 +130,7 @@ def emulate(
     pool: Pool | None = None,
     settings: Settings | None = None,
     nuisances: Nuisances | None = None,
-    workers: int = 1,
+    workers: int | Executor = 1,
     progress: bool | Progress | None = None,
 ) -> Emulator:
     """The reweighted pool around the models' posteriors, for a numpyro model of one's own.
@@ -161,7 +162,7 @@ def infer(
     settings: Settings | None = None,
     start: Mapping[str, Mapping[str, float]] | None = None,
     nuisances: Nuisances | None = None,
-    workers: int = 1,
+    workers: int | Executor = 1,
     progress: bool | Progress | None = None,
 ) -> Result:
     """Infer the couplings of every candidate model from the images; one pool of chains serves them all.
@@ -172,7 +173,7 @@ def infer(
         A model without terms (the random alloy) takes part in the comparison and has no draws.
     observations : sequence of Observation
     seed : int
-        Same seed, same answer, for any number of workers.
+        Same seed, same answer, for any number and kind of workers.
     environments : Environments, optional
         Count the images by these instead (not possible for images known by counts alone).
     likelihood : {"calibrated", "independent", "exact"}
@@ -193,7 +194,7 @@ def infer(
         Where to begin instead of the pseudo-likelihood estimate.
     nuisances : Nuisances, optional
         What else is uncertain or differs between the images: formation temperatures, compositions, label errors.
-    workers : int
+    workers : int or Executor
         Chains simulated at once.
     progress : bool or callable(stage, done, total), optional
 

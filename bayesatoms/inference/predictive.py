@@ -68,9 +68,10 @@ def simulated_p_values(
             near.append(np.repeat(squared_distance(o.histogram, own)[:, 0], each))
         simulated.append(np.concatenate(far))
         observed.append(np.concatenate(near))
-    values = [float((s >= o).mean()) for s, o in zip(simulated, observed, strict=True)]
-    total = sum(w * s for w, s in zip(n, simulated, strict=True)) >= sum(w * o for w, o in zip(n, observed, strict=True))
-    return np.array([*values, float(np.mean(total))])
+    simulated.append(sum(w * s for w, s in zip(n, simulated, strict=True)))
+    observed.append(sum(w * o for w, o in zip(n, observed, strict=True)))
+    # the image itself is one of those that the model could have produced: a simulated p-value is never zero
+    return np.array([(1 + (s >= o).sum()) / (1 + len(s)) for s, o in zip(simulated, observed, strict=True)])
 
 
 def composition(environments: Environments, p: NDArray[np.float64]) -> NDArray[np.float64]:

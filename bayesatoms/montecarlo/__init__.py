@@ -1,1 +1,1 @@
-"""Theory wing: kernels -> chains -> pool. Nothing here knows of images, priors or likelihoods."""
+"""Theory wing: kernels -> engine -> pool. Nothing here knows of images, priors or likelihoods."""

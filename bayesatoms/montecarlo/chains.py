@@ -1,4 +1,4 @@
-"""Chains: one run of a kernel, its snapshots and features, and the honest error of its means.
+"""Chains: what one run of a kernel leaves behind, and the honest error of its means.
 
 Every mean carries the cut of the part before equilibrium and its integrated autocorrelation time.
 """
@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import CheckError, InputError
-from ..hamiltonian import Compiled
 from ..lattice import Supercell
-from . import kernels
 
 SLOW = 20  # autocorrelation times below which a chain is too short to tell its own length
 MEMORY = 0.1  # share of the first arrangement still there at the end, above which a chain has not forgotten its start
@@ -27,7 +25,7 @@ class Chain:
     """What one run left behind.
 
     `packed` holds the snapshots, 1 bit a site for two species (`n_bits` planes otherwise);
-    `features` (n, n_features) counts every term; `couplings` and `potential` say where it ran.
+    `features` (n, n_features) counts every term; `couplings` and `potential` say where it ran, `kernel` what ran it.
     """
 
     couplings: NDArray[np.float64]
@@ -37,6 +35,7 @@ class Chain:
     n_sites: int
     acceptance: float
     moves: int
+    kernel: str = "generic"
 
     @property
     def snapshots(self) -> NDArray[np.uint8]:
@@ -78,90 +77,6 @@ def unpack(packed: NDArray[np.uint8], n_sites: int) -> NDArray[np.uint8]:
     """
     planes = [np.unpackbits(plane, axis=1, count=n_sites) << p for p, plane in enumerate(packed)]
     return np.sum(planes, axis=0, dtype=np.uint8)
-
-
-def generator_state(seed: np.random.SeedSequence) -> NDArray[np.uint64]:
-    """The four words of a kernel's generator (never all zero: SeedSequence hashes)."""
-    return seed.generate_state(4, np.uint64)
-
-
-def run_chain(
-    compiled: Compiled,
-    couplings: ArrayLike,
-    labels: ArrayLike,
-    *,
-    samples: int,
-    sweeps: float = 2.0,
-    burn: float = 200.0,
-    seed: np.random.SeedSequence,
-    potential: ArrayLike | None = None,
-) -> Chain:
-    """Run one chain from a start configuration.
-
-    Parameters
-    ----------
-    compiled : Compiled
-    couplings : array_like, shape (n_features,)
-        In kT.
-    labels : array_like of int, shape (n_sites,)
-        Start configuration; in the canonical ensemble its composition is kept.
-    samples : int
-        Snapshots to record.
-    sweeps, burn : float
-        Sweeps between records, and before the first. A canonical sweep attempts as many swaps as
-        there are atoms that are not of the commonest species, a semi-grand one as many flips as sites.
-    seed : numpy.random.SeedSequence
-    potential : array_like, shape (k,), optional
-        Chemical potentials in kT; given, the chain is semi-grand canonical.
-
-    Returns
-    -------
-    Chain
-
-    Raises
-    ------
-    InputError
-        If the couplings, labels or potentials do not fit, or a canonical start holds one species only.
-
-    Examples
-    --------
-    >>> from bayesatoms.hamiltonian import Hamiltonian, Pair
-    >>> from bayesatoms.lattice import Lattice
-    >>> h = Hamiltonian("P1", Pair("A", "B"), lattice=Lattice.square(), species=("A", "B"))
-    >>> compiled = h.compile(h.lattice.supercell((4, 4)))
-    >>> chain = run_chain(compiled, [0.0], [0, 1] * 8, samples=2000, seed=np.random.SeedSequence(1))
-    >>> bool(abs(chain.features.mean() - 32 * 16 / 30) < 0.3)   # 32 bonds, each unlike with probability 2 (1/2) (8/15)
-    True
-    """
-    labels = np.array(labels, dtype=np.uint8).reshape(-1)
-    couplings = np.asarray(couplings, dtype=float).reshape(-1)
-    if len(couplings) != compiled.n_features or len(labels) != compiled.n_sites or labels.max() >= compiled.n_species:
-        raise InputError(
-            f"{len(couplings)} couplings and {len(labels)} labels given; expected {compiled.n_features} couplings and "
-            f"{compiled.n_sites} labels below {compiled.n_species}"
-        )
-    if potential is not None and np.shape(potential) != (compiled.n_species,):
-        raise InputError(f"chemical potentials {np.asarray(potential).tolist()} given; expected {compiled.n_species}, one a species")
-    counts = np.bincount(labels, minlength=compiled.n_species)
-    codes, energies = compiled.codes(labels), compiled.tables @ couplings
-    snapshots = np.empty((samples, compiled.n_sites), dtype=np.uint8)
-    features = np.zeros((samples, compiled.n_features))
-    shared = (labels, codes, compiled.base, compiled.start, compiled.touch, compiled.stride, compiled.tables, energies)
-    state = generator_state(seed)
-    if potential is None:
-        if counts.max() == len(labels):
-            raise InputError("a canonical chain needs at least two species present; found one")
-        per_sweep = len(labels) - counts.max()
-        group = np.concatenate([[0], np.cumsum(counts)])
-        control = (np.argsort(labels, kind="stable"), group, round(burn * per_sweep), max(1, round(sweeps * per_sweep)))
-        accepted = kernels.swap_chain(*shared, *control, state, snapshots, features)
-    else:
-        per_sweep, potential = len(labels), np.asarray(potential, dtype=float)
-        control = (potential, round(burn * per_sweep), max(1, round(sweeps * per_sweep)))
-        accepted = kernels.flip_chain(*shared, *control, state, snapshots, features)
-    attempted = control[-1] * samples
-    packed = pack(snapshots, compiled.n_species)
-    return Chain(couplings, potential, packed, features, len(labels), accepted / max(attempted, 1), attempted + control[-2])
 
 
 def autocorrelation_time(series: ArrayLike) -> float:
@@ -261,6 +176,7 @@ def judge(chain: Chain, kinds: ArrayLike | None = None) -> Verdict:
     --------
     >>> from bayesatoms.hamiltonian import Hamiltonian, Pair
     >>> from bayesatoms.lattice import Lattice
+    >>> from bayesatoms.montecarlo.engine import run_chain
     >>> h = Hamiltonian("P1", Pair("A", "B"), lattice=Lattice.triangular(), species=("A", "B"))
     >>> compiled = h.compile(h.lattice.supercell((16, 16)))
     >>> start, seed = np.repeat([0, 1], 128), np.random.SeedSequence(1)
@@ -377,6 +293,7 @@ def disagreement(one: Chain, two: Chain) -> float:
     --------
     >>> from bayesatoms.hamiltonian import Hamiltonian, Pair
     >>> from bayesatoms.lattice import Lattice
+    >>> from bayesatoms.montecarlo.engine import run_chain
     >>> h = Hamiltonian("P1", Pair("A", "B"), lattice=Lattice.triangular(), species=("A", "B"))
     >>> compiled = h.compile(h.lattice.supercell((16, 16)))
     >>> hot, cold = np.random.default_rng(0).permutation(256) % 2, np.repeat([0, 1], 128)

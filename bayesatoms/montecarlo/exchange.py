@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..generators import generator_state
 from ..hamiltonian import Compiled
-from . import kernels
-from .chains import Chain, generator_state, pack
-from .pool import DesignPoint
+from . import generic
+from .chains import Chain, pack
+from .design import DesignPoint
+from .ensembles import Canonical
 
 _DEALS = 64  # random crystals that give the spread of the features, by which neighbours are found
 
@@ -105,11 +107,11 @@ class Ladder:
         object.__setattr__(self, "parent", parent)
         digest = hashlib.blake2b(digest_size=16)
         keys = [points[i].key for i in self.order]
-        digest.update(repr(("ladder", keys, float(self.every), kernels.EXCHANGE_VERSION)).encode())
+        digest.update(repr(("ladder", keys, float(self.every), generic.EXCHANGE_VERSION)).encode())
         object.__setattr__(self, "key", digest.hexdigest())
 
     @property
-    def rungs(self) -> list[Rung]:
+    def recipes(self) -> list[Rung]:
         """What a pool stores, in the order of the points."""
         found = []
         for p in self.points:
@@ -135,10 +137,12 @@ class Ladder:
         parent, depth = rung[self.parent[self.order]], np.zeros(len(couplings), dtype=np.int64)
         for r in range(1, len(couplings)):
             depth[r] = depth[parent[r]] + 1
-        trips = kernels.exchange_chains(
-            labels, np.array([compiled.codes(row) for row in labels]), np.argsort(labels, axis=1, kind="stable"),
-            np.concatenate([[0], np.cumsum(first.counts)]), compiled.base, compiled.start, compiled.touch, compiled.stride,
-            compiled.tables, couplings @ compiled.tables.T, couplings, parent, depth % 2, int(depth.argmax()),
+        crystal, everywhere = generic.Clusters.of(compiled), Canonical().sites(len(atoms))
+        _, group, bounds = generic.arrange(labels[0], *everywhere, compiled.n_species)
+        trips = generic.exchange_chains(
+            labels, np.array([crystal.codes(compiled, row) for row in labels]), np.argsort(labels, axis=1, kind="stable"),
+            group, bounds, crystal.near, crystal.start, crystal.touch, crystal.stride, compiled.tables,
+            couplings @ compiled.tables.T, couplings, parent, depth % 2, int(depth.argmax()),
             warm, legs, leg, generator_state(moves),
             snapshots, features, accepted, exchanged,
         )  # fmt: skip
@@ -184,7 +188,7 @@ def linked(points: Sequence[DesignPoint], *, gap: float = 0.7, weakest: float = 
         Of one box, atoms and length, as for :class:`Ladder`.
     gap : float
         Longest branch of the tree, in standard deviations of the energy difference in a random alloy. Measured on
-        triangular alloys up to the transitions and beyond: 0.7 gives acceptances of 0.3 or more, 1.3 of 0.1.
+        triangular alloys up to the transitions and beyond: 0.7 gives acceptances of 0.2 or more, 1.3 of 0.1.
     weakest : float
         The tree is led down to this share of the points' mean couplings.
 
@@ -257,8 +261,8 @@ def _check(points: Sequence[DesignPoint], every: float) -> None:
         raise InputError(f"a ladder of {len(points)} design points given; expected at least two")
     if not every > 0:
         raise InputError(f"exchange every {every} sweeps is impossible; expected a positive number")
-    if any(p.potential is not None for p in points):
-        raise InputError("a semi-grand design point given; expected canonical ones only: leave out the chemical potentials")
+    if any(not isinstance(p.ensemble, Canonical) or p.ensemble.groups is not None for p in points):
+        raise InputError("a semi-grand design point, or one of grouped sites, given; expected plain canonical ones only")
     if len({p.key for p in points}) < len(points):
         raise InputError("two design points of the ladder are the same; give each couplings or a seed of its own")
     first, boxes = points[0], {replace(p, couplings=points[0].couplings, seed=0).key for p in points}

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..configuration import whole_counts
 from ..errors import InputError
-from ..montecarlo.executors import executor
+from ..montecarlo.executors import Executor, executor
 from .candidates import Candidate, candidates_of
 from .grid import ALPHA, LONG, ORDER, RECORDS, Part, anneal, jobs_of
 from .observables import disordered_floor, ordered_threshold, phase
@@ -78,7 +78,7 @@ def phase_diagram(
     temperature: ArrayLike | None = None,
     draws: int = 100,
     seed: int,
-    workers: int = 1,
+    workers: int | Executor = 1,
     size: int | Sequence[int] | None = None,
     sweeps: float = 2400.0,
     directions: int = 8,
@@ -101,8 +101,8 @@ def phase_diagram(
         Posterior draws in all, shared out by weight (largest remainders).
     seed : int
         The result follows from it, whatever `workers` is.
-    workers : int
-        Threads.
+    workers : int or Executor
+        Threads, or an executor.
     size : int or sequence of int, optional
         Cells along each side of the box, even and at least 6, so that orderings fit; by default the multiple of 6
         (at least 12) nearest to 576 sites: 24 for one site a cell in two dimensions.
