@@ -111,8 +111,8 @@ def cases():
     ):
         compiled, couplings = model(name)
         work = Work(compiled, ENSEMBLES[ensemble](compiled.n_sites), 1, 1.0, 0.0, np.random.SeedSequence(0))
-        if KERNELS[kernel].refuses(work, couplings[None]) is not None:
-            continue
+        if KERNELS[kernel].refuses(work, couplings[None]) is not None or (kernel == "jax" and name not in ("triangles", "honeycomb")):
+            continue  # jax compiles for seconds: two crystals do
         yield kernel, name, ensemble
 
 
@@ -226,6 +226,25 @@ def test_expansion_is_the_hamiltonian():
         n = np.stack([padded[f.sites].prod(axis=2).sum(axis=1) for f in expansion.families], axis=1)
         alone = np.bincount(expansion.kind, labels, len(expansion.constants))
         assert np.allclose(expansion.features(labels @ n, alone), compiled.features(labels))
+
+
+@pytest.mark.parametrize("kernel", ["generic", "lanes", "jax"])
+def test_the_random_alloy_needs_no_terms(kernel):
+    """Without interaction, and without features: every state of the ensemble is as likely as its atoms are.
+
+    All chains start alike, and lanes try the same sites: they would stay alike if each did not let moves pass.
+    """
+    compiled = Hamiltonian("R", lattice=Lattice.square(), species=AB).compile(Lattice.square().supercell((3, 3)))
+    ensemble = SemiGrand((0.0, 0.7)) if kernel == "jax" else Canonical()
+    start = start_of(9, 4).astype(np.uint8)
+    options = {"samples": 800, "burn": 80, "sweeps": 4, "ensemble": ensemble, "kernel": kernel}
+    chains = run_chains(compiled, np.zeros((32, 0)), start, seeds=seed_of("random").spawn(32), **options)
+    assert chains[0].features.shape == (800, 0)
+    probability, _ = density(compiled, np.zeros(0), ensemble, start)
+    # without features, states differ by their number of atoms and by the random deal
+    assert misfit(visits(chains), probability, np.bitwise_count(np.arange(512))[:, None]) > ALARM
+    wrong, _ = density(compiled, np.zeros(0), SemiGrand((0.0, 0.2)), start)
+    assert misfit(visits(chains), wrong, np.bitwise_count(np.arange(512))[:, None]) < ALARM
 
 
 def test_kernels_say_what_they_cannot():

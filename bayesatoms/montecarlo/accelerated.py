@@ -45,7 +45,9 @@ class Accelerated(Kernel):
         weights = e.weights(couplings)
         seen = np.asarray(_chains(_colours(e), work.samples, *sweeps)(keys, labels, weights, constants))  # (chains, samples, n)
         padded = np.concatenate([seen, np.zeros((*seen.shape[:2], 1), dtype=np.uint8)], axis=2)
-        counts = np.stack([(padded[..., f.sites].prod(axis=-1).sum(axis=-1) * seen).sum(axis=-1) for f in e.families], axis=-1)
+        counts = np.zeros((*seen.shape[:2], len(e.families)), dtype=np.int64)
+        for f, family in enumerate(e.families):
+            counts[..., f] = (padded[..., family.sites].prod(axis=-1).sum(axis=-1) * seen).sum(axis=-1)
         alone = np.stack([seen[..., e.kind == k].sum(axis=-1) for k in range(len(e.constants))], axis=-1)
         features, moves = e.features(counts, alone), n * (sweeps[0] + sweeps[1] * work.samples)
         # a heat bath draws every atom anew: there is nothing to accept

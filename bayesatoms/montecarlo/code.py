@@ -144,6 +144,8 @@ class Code(Kernel):
     def refuses(self, work: Work, couplings: Couplings) -> str | None:
         if work.compiled.n_species != 2:
             return f"there are {work.compiled.n_species} species; it takes two"
+        if not work.expansion.families:
+            return "nothing interacts"
         if isinstance(work.ensemble, Canonical) and work.ensemble.groups is not None:
             return "atoms swap within groups of sites"
         try:

@@ -49,7 +49,7 @@ def choose(compiled: Compiled, couplings: ArrayLike, ensemble: Ensemble | None =
     >>> choose(compiled, [0.1]), choose(compiled, np.full((64, 1), 0.1)), choose(compiled, np.full((512, 1), 0.1), SemiGrand((0, 0)))
     ('code', 'lanes', 'multispin')
     """
-    couplings = np.asarray(couplings, dtype=float).reshape(-1, compiled.n_features)
+    couplings = np.atleast_2d(np.asarray(couplings, dtype=float))
     work = Work(compiled, ensemble or Canonical(), 1, 1.0, 0.0, np.random.SeedSequence(0))
     order = [] if len(couplings) < LANES // 2 else ["multispin"]
     order += [] if len(couplings) < _SIDE_BY_SIDE else ["lanes"]

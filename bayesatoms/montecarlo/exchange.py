@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..generators import generator_state
 from ..hamiltonian import Compiled
-from . import generic
-from .chains import Chain, pack
+from . import generic, lanes
+from .chains import Chain
 from .design import DesignPoint
 from .ensembles import Canonical
+from .work import Work
 
 _DEALS = 64  # random crystals that give the spread of the features, by which neighbours are found
 
@@ -130,29 +130,18 @@ class Ladder:
         legs = max(1, round(first.sweeps / self.every))
         leg = max(1, round(first.sweeps * per_sweep / legs))
         warm = round(first.burn * per_sweep / leg)
-        shape = (len(couplings), first.samples)
-        snapshots, features = np.empty((*shape, len(atoms)), dtype=np.uint8), np.zeros((*shape, compiled.n_features))
-        accepted, exchanged = np.zeros(len(couplings), dtype=np.int64), np.zeros((len(couplings), 2), dtype=np.int64)
         rung = np.argsort(self.order)  # of each point
         parent, depth = rung[self.parent[self.order]], np.zeros(len(couplings), dtype=np.int64)
         for r in range(1, len(couplings)):
             depth[r] = depth[parent[r]] + 1
-        crystal, everywhere = generic.Clusters.of(compiled), Canonical().sites(len(atoms))
-        _, group, bounds = generic.arrange(labels[0], *everywhere, compiled.n_species)
-        trips = generic.exchange_chains(
-            labels, np.array([crystal.codes(compiled, row) for row in labels]), np.argsort(labels, axis=1, kind="stable"),
-            group, bounds, crystal.near, crystal.start, crystal.touch, crystal.stride, compiled.tables,
-            couplings @ compiled.tables.T, couplings, parent, depth % 2, int(depth.argmax()),
-            warm, legs, leg, generator_state(moves),
-            snapshots, features, accepted, exchanged,
-        )  # fmt: skip
-        attempted, found = leg * legs * first.samples, []
-        for r in rung:
-            packed = pack(snapshots[r], compiled.n_species)
-            share = float(accepted[r] / max(attempted, 1))
-            found.append(Chain(couplings[r], None, packed, features[r], len(atoms), share, attempted + warm * leg))
+        tree, lengths = (parent, depth % 2, int(depth.argmax())), (warm, legs, leg)
+        work = Work(compiled, Canonical(), first.samples, first.sweeps, first.burn, moves)
+        if len(couplings) <= lanes.MOST and lanes.Lanes().refuses(work, couplings) is None:
+            chains, exchanged, trips = lanes.exchange(work, couplings, labels, moves.spawn(len(couplings)), tree, lengths)
+        else:
+            chains, exchanged, trips = generic.exchange(work, couplings, labels, moves, tree, lengths)
         share = np.where(exchanged[:, 0] > 0, exchanged[:, 1] / np.maximum(exchanged[:, 0], 1), np.nan)
-        return Exchanged(found, share[rung], int(trips))
+        return Exchanged([chains[r] for r in rung], share[rung], trips)
 
 
 def bridge(point: DesignPoint, rungs: int, weakest: float = 0.5) -> list[DesignPoint]:

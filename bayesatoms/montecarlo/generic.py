@@ -22,7 +22,7 @@ from .ensembles import Canonical
 from .work import Couplings, Kernel, Labels, Seeds, Work
 
 KERNEL_VERSION = 2  # part of every stored chain's identity: raise it when a kernel's output changes
-EXCHANGE_VERSION = 1  # the same for chains of a ladder
+EXCHANGE_VERSION = 2  # the same for chains of a ladder
 
 Ints = NDArray[np.int64]
 Index = NDArray[np.uint32]  # unsigned: signed indices cost a test for negative ones each
@@ -312,6 +312,33 @@ def arrange(labels: Labels, sites: Ints, first: Ints, n_species: int) -> tuple[I
     counts = np.array([np.bincount(labels[sites[a:b]], minlength=n_species) for a, b in itertools.pairwise(first)])
     bounds = first[:-1, None] + np.concatenate([np.zeros((len(counts), 1), dtype=np.int64), counts.cumsum(axis=1)], axis=1)
     return np.lexsort((labels, group)), group, bounds
+
+
+def exchange(
+    work: Work,
+    couplings: Couplings,
+    labels: Labels,
+    seed: np.random.SeedSequence,
+    tree: tuple[Ints, Ints, int],
+    lengths: tuple[int, int, int],
+) -> tuple[list[Chain], Ints, int]:
+    """Canonical chains of a ladder: as :func:`bayesatoms.montecarlo.lanes.exchange`, for any crystal."""
+    compiled, (warm, legs, leg) = work.compiled, lengths
+    crystal, everywhere, shape = Clusters.of(compiled), Canonical().sites(labels.shape[1]), (len(couplings), work.samples)
+    _, group, bounds = arrange(labels[0], *everywhere, compiled.n_species)
+    snapshots, features = np.empty((*shape, labels.shape[1]), dtype=np.uint8), np.zeros((*shape, compiled.n_features))
+    accepted, exchanged = np.zeros(len(couplings), dtype=np.int64), np.zeros((len(couplings), 2), dtype=np.int64)
+    trips = exchange_chains(
+        labels, np.array([crystal.codes(compiled, row) for row in labels]), np.argsort(labels, axis=1, kind="stable"),
+        group, bounds, crystal.near, crystal.start, crystal.touch, crystal.stride, compiled.tables, couplings @ compiled.tables.T,
+        couplings, *tree, warm, legs, leg, generator_state(seed), snapshots, features, accepted, exchanged,
+    )  # fmt: skip
+    attempted = leg * legs * work.samples
+    found = [
+        Chain(w, None, pack(s, compiled.n_species), f, labels.shape[1], float(a / max(attempted, 1)), attempted + warm * leg)
+        for w, s, f, a in zip(couplings, snapshots, features, accepted, strict=True)
+    ]
+    return found, exchanged, int(trips)
 
 
 class Generic(Kernel):

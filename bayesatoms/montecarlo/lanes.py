@@ -2,9 +2,10 @@
 
 Occupations lie as bytes [site][lane], so one load serves a register full of chains. All lanes try the same
 sites; each decides by its own random number. That leaves them independent: whatever the sites, each lane's move
-keeps its own distribution, so lanes in equilibrium have the product distribution at any two times. The sites
-follow from a generator that all lanes of a crystal share and never from which lanes run together, so a
-chain is the same in any company.
+keeps its own distribution, so lanes in equilibrium have the product distribution at any two times. Lanes that began
+alike part, since each lets a sixteenth of its moves pass at random (without that, free atoms would move alike for
+ever); those moves are not counted. The sites follow from a generator that all lanes of a crystal share and never
+from which lanes run together, so a chain is the same in any company.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import int64, njit, types, uint64
-from numba.extending import intrinsic
+from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
-from ..generators import State, below, generator_state, next_word
+from ..generators import State, below, generator_state, next_word, uniform
 from .chains import Chain
 from .ensembles import Canonical
 from .monomials import Expansion
-from .vectors import LONG, Vectors, aligned, chunk
+from .moves import Shape, count, flip, swap
+from .vectors import TRIED, aligned
 from .work import LOG2E, Couplings, Kernel, Labels, Seeds, Work
 
 _jit = njit(nogil=True, cache=True)
@@ -36,162 +35,6 @@ MOST = WIDTHS[-1]
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 Floats = NDArray[np.float32]
-
-
-class _Shape(NamedTuple):
-    """What a kernel's code depends on: lanes, whether kinds of sites differ, whether a composition is held, families."""
-
-    lanes: int
-    kinds: bool
-    held: bool
-    families: tuple[tuple[int, int], ...]  # (degree, count)
-
-    @classmethod
-    def read(cls, text: str) -> _Shape:
-        lanes, kinds, held, *families = text.split()
-        return cls(int(lanes), kinds == "kinds", held == "held", tuple((int(d), int(c)) for d, c in (f.split("x") for f in families)))
-
-    def __str__(self) -> str:
-        families = [f"{d}x{c}" for d, c in self.families]
-        return " ".join([str(self.lanes), "kinds" if self.kinds else "alike", "held" if self.held else "free", *families])
-
-
-class _Site:
-    """One site of a move in the making: where its row and its neighbours' rows begin."""
-
-    def __init__(self, builder: ir.IRBuilder, site: Any, rows: Any, slots: int, lanes: int) -> None:
-        first = builder.mul(site, ir.Constant(LONG, slots))
-        at = [builder.gep(rows, [builder.add(first, ir.Constant(LONG, k))]) for k in range(slots)]
-        self.builder, self.row = builder, builder.mul(site, ir.Constant(LONG, lanes))
-        self.neighbours = [builder.zext(builder.load(p), LONG) for p in at]
-
-    def counts(self, v: Vectors, occupied: Any, lane: Any, families: tuple[tuple[int, int], ...]) -> list[Any]:
-        """Products of each family that are 1, as bytes."""
-        rows = iter(self.neighbours)
-        found = []
-        for degree, count in families:
-            total = None
-            for _ in range(count):
-                product = None
-                for _ in range(degree):
-                    one = v.load(occupied, self.builder.add(next(rows), lane), v.bytes)
-                    product = one if product is None else self.builder.and_(product, one)
-                total = product if total is None else self.builder.add(total, product)
-            found.append(total)
-        return found
-
-
-def _chunks(builder: ir.IRBuilder, lanes: int) -> list[tuple[Vectors, int]]:
-    width = min(lanes, chunk())
-    return [(Vectors(builder, width), first) for first in range(0, lanes, width)]
-
-
-def _pointers(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, which: tuple[int, ...]) -> list[Any]:
-    return [context.make_array(signature.args[k])(context, builder, args[k]).data for k in which]
-
-
-def _field(v: Vectors, counts: list[Any], weights: Any, lane: int, lanes: int) -> Any:
-    """Sum of weight times count, in floats; None where there is no family."""
-    total = None
-    for f, count in enumerate(counts):
-        weight, number = v.load(weights, f * lanes + lane, v.floats), v.to_float(count)
-        total = v.builder.fmul(number, weight) if total is None else v.fma(number, weight, total)
-    return total
-
-
-@intrinsic
-def _swap(typing, occupied, rows, i, j, kind_i, kind_j, weights, constants, state, tally, shape):
-    """Exchange the atoms of sites i and j in every lane where they differ, with probability min(1, exp(-dE))."""
-    if not isinstance(shape, types.StringLiteral):
-        return None
-    lanes, kinds, _, families = _Shape.read(shape.literal_value)
-
-    def generate(context, b, signature, args):
-        occupied, rows, weights, constants, state, tally = _pointers(context, b, signature, args, (0, 1, 6, 7, 8, 9))
-        slots = sum(degree * count for degree, count in families)
-        one, other = (_Site(b, args[k], rows, slots, lanes) for k in (2, 3))
-        for v, lane in _chunks(b, lanes):
-            here = ir.Constant(LONG, lane)
-            at_i, at_j = b.add(one.row, here), b.add(other.row, here)
-            old_i, old_j = v.load(occupied, at_i, v.bytes), v.load(occupied, at_j, v.bytes)
-            unlike = b.xor(old_i, old_j)
-            before = one.counts(v, occupied, here, families)
-            v.store(b.xor(old_i, unlike), occupied, at_i)  # i first: j may be its neighbour
-            after = other.counts(v, occupied, here, families)
-            sign = b.neg(old_i)  # 0 where i gains the atom, all ones where it loses it
-            steps = [b.sub(b.xor(b.sub(a, c), sign), sign) for a, c in zip(before, after, strict=True)]
-            gain = _field(v, steps, weights, lane, lanes)
-            if kinds:
-                level = b.fsub(v.load(constants, b.add(args[4], here), v.floats), v.load(constants, b.add(args[5], here), v.floats))
-                signed = b.select(b.icmp_unsigned("==", old_i, v.constant(v.bytes, 0)), level, b.fneg(level))
-                gain = signed if gain is None else b.fadd(gain, signed)
-            gain = v.constant(v.floats, 0.0) if gain is None else gain
-            moved = b.and_(v.accepted(gain, state, lane, lanes), unlike)
-            v.store(b.xor(old_j, moved), occupied, at_j)
-            v.store(b.xor(old_i, moved), occupied, at_i)
-            for row, counted in enumerate((unlike, moved)):
-                v.store(b.add(v.load(tally, row * lanes + lane, v.bytes), counted), tally, row * lanes + lane)
-        return context.get_dummy_value()
-
-    return types.void(occupied, rows, i, j, kind_i, kind_j, weights, constants, state, tally, shape), generate
-
-
-@intrinsic
-def _flip(typing, occupied, rows, i, kind, weights, constants, held, state, tally, shape):
-    """Turn the atom of site i in every lane, with probability min(1, exp(-dE + dmu - d(kappa surplus^2)))."""
-    if not isinstance(shape, types.StringLiteral):
-        return None
-    lanes, _, with_target, families = _Shape.read(shape.literal_value)
-
-    def generate(context, b, signature, args):
-        occupied, rows, weights, constants, held, state, tally = _pointers(context, b, signature, args, (0, 1, 4, 5, 6, 7, 8))
-        site = _Site(b, args[2], rows, sum(degree * count for degree, count in families), lanes)
-        for v, lane in _chunks(b, lanes):
-            here = ir.Constant(LONG, lane)
-            at = b.add(site.row, here)
-            old = v.load(occupied, at, v.bytes)
-            empty = b.icmp_unsigned("==", old, v.constant(v.bytes, 0))
-            field = v.load(constants, b.add(args[3], here), v.floats)
-            found = _field(v, site.counts(v, occupied, here, families), weights, lane, lanes)
-            field = field if found is None else b.fadd(field, found)
-            if with_target:
-                surplus, stiff = v.load(held, lane, v.floats), v.load(held, lanes + lane, v.floats)
-                field = v.fma(b.fadd(surplus, surplus), stiff, field)
-            gain = b.select(empty, field, b.fneg(field))
-            if with_target:
-                gain = b.fadd(gain, stiff)  # kappa ((n +- 1)^2 - n^2) = kappa (+-2 n + 1)
-            taken = v.accepted(gain, state, lane, lanes)
-            moved = b.and_(taken, v.constant(v.bytes, 1))
-            v.store(b.xor(old, moved), occupied, at)
-            if with_target:
-                step = b.select(empty, v.constant(v.floats, 1.0), v.constant(v.floats, -1.0))
-                step = b.select(b.icmp_unsigned("!=", moved, v.constant(v.bytes, 0)), step, v.constant(v.floats, 0.0))
-                v.store(b.fadd(surplus, step), held, lane)
-            v.store(b.add(v.load(tally, lanes + lane, v.bytes), moved), tally, lanes + lane)
-        return context.get_dummy_value()
-
-    return types.void(occupied, rows, i, kind, weights, constants, held, state, tally, shape), generate
-
-
-@intrinsic
-def _count(typing, occupied, rows, i, sums, shape):
-    """Add the products of each family about an occupied site i to the sums (families, lanes)."""
-    if not isinstance(shape, types.StringLiteral):
-        return None
-    lanes, _, _, families = _Shape.read(shape.literal_value)
-
-    def generate(context, b, signature, args):
-        occupied, rows, sums = _pointers(context, b, signature, args, (0, 1, 3))
-        site = _Site(b, args[2], rows, sum(degree * count for degree, count in families), lanes)
-        for v, lane in _chunks(b, lanes):
-            here = ir.Constant(LONG, lane)
-            mask = b.neg(v.load(occupied, b.add(site.row, here), v.bytes))
-            for f, count in enumerate(site.counts(v, occupied, here, families)):
-                total = v.load(sums, f * lanes + lane, v.words)
-                v.store(b.add(total, b.zext(b.and_(count, mask), v.words)), sums, f * lanes + lane)
-        return context.get_dummy_value()
-
-    return types.void(occupied, rows, i, sums, shape), generate
 
 
 @_jit
@@ -209,8 +52,8 @@ def _record(occupied, rows, kind, sums, row, packed, counts, alone, shape):
     lanes, n = packed.shape[0], len(kind)
     sums[:] = 0
     for site in range(n):
-        _count(occupied, rows, site, sums, shape)
-    for f in range(sums.shape[0]):
+        count(occupied, rows, site, sums, shape)
+    for f in range(counts.shape[1]):
         for r in range(lanes):
             counts[row, f, r] = sums[f, r]
     for site in range(n):
@@ -268,7 +111,7 @@ def swaps(shape: str) -> Callable[..., None]:
                         p = below(sites, n)
                         g = np.searchsorted(first, p, side="right") - 1
                         i, j = members[p], members[first[g] + below(sites, first[g + 1] - first[g])]
-                    _swap(occupied, rows, i, j, kind[i] * lanes, kind[j] * lanes, weights, constants, state, tally, shape)
+                    swap(occupied, rows, i, j, kind[i] * lanes, kind[j] * lanes, weights, constants, state, tally, shape)
                 left -= _BLOCK
                 _empty(tally, totals)
             if row < 0:
@@ -313,7 +156,7 @@ def flips(shape: str) -> Callable[..., None]:
             while left > 0:
                 for _ in range(min(left, _BLOCK)):
                     i = below(sites, n)
-                    _flip(occupied, rows, i, kind[i] * lanes, weights, constants, held, state, tally, shape)
+                    flip(occupied, rows, i, kind[i] * lanes, weights, constants, held, state, tally, shape)
                 left -= _BLOCK
                 _empty(tally, totals)
             if row < 0:
@@ -321,6 +164,99 @@ def flips(shape: str) -> Callable[..., None]:
             else:
                 totals[0] += interval
                 _record(occupied, rows, kind, sums, row, packed, counts, alone, shape)
+
+    return run
+
+
+@cache
+def exchanges(shape: str) -> Callable[..., int]:
+    """The kernel of a ladder: canonical chains side by side that exchange their couplings."""
+
+    @_jit
+    def run(
+        occupied: Bytes,
+        rows: Words,
+        kind: NDArray[np.int64],
+        weights: Floats,
+        constants: Floats,
+        state: Words,
+        tally: Bytes,
+        sites: State,
+        products: NDArray[np.float64],
+        single: NDArray[np.float64],
+        parent: NDArray[np.int64],
+        parity: NDArray[np.int64],
+        far: int,
+        warm: int,
+        legs: int,
+        leg: int,
+        sums: Words,
+        packed: Bytes,
+        counts: NDArray[np.int64],
+        alone: NDArray[np.int64],
+        totals: NDArray[np.int64],
+        exchanged: NDArray[np.int64],
+    ) -> int:
+        """As :func:`~bayesatoms.montecarlo.generic.exchange_chains`: lanes are replicas, and rungs move among them.
+
+        `products` (rungs, families) and `single` (rungs, kinds) are the energies, in kT, of one product counted from an
+        occupied site and of one atom; records and `totals` go to the rung.
+        """
+        n, lanes, rungs = len(kind), tally.shape[1], len(parent)
+        at, heading = np.arange(rungs), np.zeros(rungs, dtype=np.int64)
+        moved, shot = np.zeros((2, lanes), dtype=np.int64), np.zeros((lanes, 1, packed.shape[2]), dtype=np.uint8)
+        met, atoms = np.zeros((1, counts.shape[1], lanes), dtype=np.int64), np.zeros((1, alone.shape[1], lanes), dtype=np.int64)
+        trips, turn = 0, 0
+        for row in range(-1, packed.shape[1]):
+            for _ in range(warm if row < 0 else legs):
+                left, moved[:] = leg, 0
+                while left > 0:
+                    for _ in range(min(left, _BLOCK)):
+                        word = next_word(sites)
+                        i = int64(((word >> uint64(32)) * uint64(n)) >> uint64(32))
+                        j = int64(((word & uint64(0xFFFFFFFF)) * uint64(n)) >> uint64(32))
+                        swap(occupied, rows, i, j, kind[i] * lanes, kind[j] * lanes, weights, constants, state, tally, shape)
+                    left -= _BLOCK
+                    _empty(tally, moved)
+                atoms[:] = 0
+                _record(occupied, rows, kind, sums, 0, shot, met, atoms, shape)
+                for r in range(rungs):
+                    if row >= 0:
+                        totals[0, r] += moved[0, at[r]]
+                        totals[1, r] += moved[1, at[r]]
+                for r in range(1, rungs):
+                    if parity[r] != turn:
+                        continue
+                    other = parent[r]
+                    a, b = at[r], at[other]
+                    gain = 0.0
+                    for f in range(products.shape[1]):
+                        gain += (products[r, f] - products[other, f]) * (met[0, f, a] - met[0, f, b])
+                    for k in range(single.shape[1]):
+                        gain += (single[r, k] - single[other, k]) * (atoms[0, k, a] - atoms[0, k, b])
+                    success = gain >= 0.0 or uniform(sites) < np.exp(gain)
+                    if success:
+                        at[r], at[other] = b, a
+                        for f in range(weights.shape[0]):
+                            weights[f, a], weights[f, b] = weights[f, b], weights[f, a]
+                        for k in range(constants.shape[0]):
+                            constants[k, a], constants[k, b] = constants[k, b], constants[k, a]
+                    if row >= 0:
+                        exchanged[r, 0] += 1
+                        exchanged[r, 1] += success
+                turn = 1 - turn
+                first, last = at[0], at[far]
+                if heading[last] == 1:
+                    heading[last] = 2
+                if heading[first] == 2 and row >= 0:
+                    trips += 1
+                heading[first] = 1
+            if row >= 0:
+                for r in range(rungs):
+                    packed[r, row] = shot[at[r], 0]
+                    counts[row, :, r] = met[0, :, at[r]]
+                    alone[row, :, r] = atoms[0, :, at[r]]
+        return trips
 
     return run
 
@@ -338,7 +274,7 @@ class Layout:
         n = len(expansion.kind)
         parts = [f.sites.reshape(n, -1) for f in expansion.families]
         rows = np.concatenate(parts, axis=1) if parts else np.zeros((n, 0), dtype=np.int64)
-        text = str(_Shape(lanes, len(expansion.constants) > 1, held, expansion.shape))
+        text = str(Shape(lanes, len(expansion.constants) > 1, held, expansion.shape))
         return cls(np.ascontiguousarray(rows * lanes, dtype=np.uint32), text)
 
 
@@ -366,14 +302,54 @@ class Lanes(Kernel):
         if isinstance(work.ensemble, Canonical):
             sites, first = work.ensemble.sites(labels.shape[1])
             unlike = share_unlike(labels[0], sites, first)
-            burn, interval = round(burn / unlike), max(1, round(interval / unlike))
+            burn, interval = round(burn / unlike / TRIED), max(1, round(interval / unlike / TRIED))
             swaps(bench.layout.text)(*bench.crystal, sites, first, *bench.model, bench.sites, burn, interval, *bench.records)
         else:
+            burn, interval = round(burn / TRIED), max(1, round(interval / TRIED))
             held = aligned((2, bench.width), np.float32)
             held[1] = -LOG2E * work.stiffness
             flips(bench.layout.text)(*bench.crystal, *bench.model, held, bench.sites, burn, interval, *bench.records)
-        moves = [burn * t // max(interval * work.samples, 1) + t for t in bench.totals[0].tolist()]
-        return bench.chains(moves)
+        recorded = bench.totals[0] * TRIED
+        return bench.chains(np.round(recorded * (1 + burn / max(interval * work.samples, 1))).astype(int).tolist())
+
+
+def exchange(
+    work: Work,
+    couplings: Couplings,
+    labels: Labels,
+    seeds: Seeds,
+    tree: tuple[NDArray[np.int64], NDArray[np.int64], int],
+    lengths: tuple[int, int, int],
+) -> tuple[list[Chain], NDArray[np.int64], int]:
+    """Canonical chains of a ladder of at most 64 rungs.
+
+    Parameters
+    ----------
+    work : Work
+    couplings, labels, seeds
+        One a rung.
+    tree : tuple
+        Parent of each rung (rung 0 is the root), parity of its depth, and the rung that is farthest.
+    lengths : tuple of int
+        Legs before the first record, legs between records, swaps of unlike atoms in a leg.
+
+    Returns
+    -------
+    chains : list of Chain
+    exchanged : ndarray of int, shape (rungs, 2)
+        Attempts and successes of each rung with its parent.
+    trips : int
+        From the root to the farthest rung and back.
+    """
+    bench, e, (warm, legs, leg) = Bench(work, couplings, labels, seeds), work.expansion, lengths
+    picks = max(1, round(leg / TRIED / share_unlike(labels[0], *work.ensemble.sites(labels.shape[1]))))
+    products = e.weights(couplings) / (1 + np.array([f.degree for f in e.families]))
+    exchanged = np.zeros((len(couplings), 2), dtype=np.int64)
+    single = couplings @ e.constants.T
+    trips = exchanges(bench.layout.text)(
+        *bench.crystal, *bench.model, bench.sites, products, single, *tree, warm, legs, picks, *bench.records, exchanged
+    )
+    return bench.chains([leg * (warm + legs * work.samples)] * len(couplings)), exchanged, int(trips)
 
 
 class Bench:
@@ -405,7 +381,7 @@ class Bench:
     def chains(self, moves: Sequence[int]) -> list[Chain]:
         """What was recorded, chain by chain."""
         features = self.work.expansion.features(np.moveaxis(self.counts, 2, 0), np.moveaxis(self.alone, 2, 0))
-        share, n = self.totals[1] / np.maximum(self.totals[0], 1), len(self.work.expansion.kind)
+        share, n = self.totals[1] / np.maximum(self.totals[0] * TRIED, 1), len(self.work.expansion.kind)
         return [
             Chain(w, self.work.chemical, self.packed[r][None], features[r], n, float(share[r]), moves[r], Lanes.name)
             for r, w in enumerate(self.couplings)

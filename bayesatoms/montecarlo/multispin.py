@@ -3,7 +3,8 @@
 A word holds one site of many chains, so counting neighbours is a handful of logical operations for all of them.
 A move needs draws only as far as they matter: the threshold and the random number are compared bit by
 bit from the top, and after about ten bits every one of 512 chains is decided (Isakov, Zintchenko and Troyer,
-arXiv 1401.1084, and earlier multi-spin codes draw a fixed number). Probabilities have 32 bits.
+arXiv 1401.1084, and earlier multi-spin codes draw a fixed number). Probabilities have 32 bits. As in the lanes
+kernel, chains share the sites they try, and each lets a sixteenth of its moves pass.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from ..generators import State, below, generator_state
 from .chains import Chain
 from .ensembles import SemiGrand
 from .monomials import Expansion
-from .vectors import LONG, aligned
+from .vectors import LONG, TRIED, aligned
 from .work import Couplings, Kernel, Labels, Seeds, Work
 
 LANES = 512
 BITS = 32  # of a probability
 _WORDS = LANES // 64
 _FIRST, _MORE = 8, 4  # bits compared before the first look whether anything is undecided, and between further looks
+_TRIED = round(-np.log2(1 - TRIED))  # bits, all of them 1, of the share of moves that a lane tries
 _COUNTER = 28  # planes of a vertical counter: up to 2^28 pairs
 
 _jit = njit(nogil=True, cache=True)
@@ -108,25 +110,23 @@ def _flip(typing, occupied, rows, i, needs, chances, state, shape):
             adding, removing = _load(b, pointer[3], 2 * n), _load(b, pointer[3], 2 * n + 1)
             needs = b.and_(same, b.xor(adding, b.and_(old, b.xor(adding, removing))))
             needed = needs if needed is None else b.or_(needed, needs)
-            masks[int(level)] = b.or_(masks[int(level)], same) if int(level) in masks else same
-        if needed is None:
-            _store(b, b.xor(old, full), pointer[0], site)
-            return context.get_dummy_value()
+            masks[int(level)] = b.or_(masks[int(level)], needs) if int(level) in masks else needs
+        needed = ir.Constant(_VECTOR, [0] * _WORDS) if needed is None else needed
+        easy = b.xor(needed, full)  # moves that cost nothing are tried as often as all others
 
-        def compare(bit, undecided, below, generator):
-            """One bit further down: `below` where the draw is below the probability."""
+        def compare(bit, undecided, below, generator, tried):
+            """One bit further down, which is `tried` in the share of moves tried: `below` where the draw is below the probability."""
             word, generator = _draw(b, generator)
-            chance = None
+            chance = easy if tried else ir.Constant(_VECTOR, [0] * _WORDS)
             for level, mask in masks.items():
-                plane = b.and_(mask, _load(b, pointer[4], b.add(bit, ir.Constant(LONG, level * BITS))))
-                chance = plane if chance is None else b.or_(chance, plane)
+                chance = b.or_(chance, b.and_(mask, _load(b, pointer[4], b.add(bit, ir.Constant(LONG, level * BITS)))))
             differs = b.and_(undecided, b.xor(word, chance))
             return b.xor(undecided, differs), b.or_(below, b.and_(differs, chance)), generator
 
         generator = [_load(b, pointer[5], k) for k in range(4)]
-        undecided, below = needed, ir.Constant(_VECTOR, [0] * _WORDS)
+        undecided, below = full, ir.Constant(_VECTOR, [0] * _WORDS)
         for bit in range(_FIRST):
-            undecided, below, generator = compare(ir.Constant(LONG, bit), undecided, below, generator)
+            undecided, below, generator = compare(ir.Constant(LONG, bit), undecided, below, generator, bit < _TRIED)
         values = [undecided, below, *generator]
         before = b.block
         loop, done = b.append_basic_block("more"), b.append_basic_block("decided")
@@ -139,7 +139,7 @@ def _flip(typing, occupied, rows, i, needs, chances, state, shape):
             phi.add_incoming(value, before)
         undecided, below, *generator = held
         for k in range(_MORE):
-            undecided, below, generator = compare(b.add(bit, ir.Constant(LONG, k)), undecided, below, generator)
+            undecided, below, generator = compare(b.add(bit, ir.Constant(LONG, k)), undecided, below, generator, False)
         following = b.add(bit, ir.Constant(LONG, _MORE))
         bit.add_incoming(following, b.block)
         inside = b.block
@@ -158,8 +158,7 @@ def _flip(typing, occupied, rows, i, needs, chances, state, shape):
         _, below, *generator = final
         for k, word in enumerate(generator):
             _store(b, word, pointer[5], k)
-        refused = b.and_(needed, b.xor(below, full))
-        _store(b, b.xor(old, b.xor(refused, full)), pointer[0], site)
+        _store(b, b.xor(old, below), pointer[0], site)
         return context.get_dummy_value()
 
     return types.void(occupied, rows, i, needs, chances, state, shape), generate
@@ -308,7 +307,7 @@ class Layout:
             names.append(str(levels.index(f.tobytes())))
         chances = np.zeros((max(len(levels), 1), BITS, _WORDS), dtype=np.uint64)
         for k, level in enumerate(levels):
-            whole = np.minimum(np.round(np.exp(-np.frombuffer(level)) * 2.0**BITS), 2.0**BITS - 1).astype(np.uint64)
+            whole = np.round(TRIED * np.exp(-np.frombuffer(level)) * 2.0**BITS).astype(np.uint64)
             for bit in range(BITS):
                 chances[k, bit] = _pack(whole >> np.uint64(BITS - 1 - bit) & np.uint64(1) == 1)
         return cls(np.ascontiguousarray(family.sites.reshape(-1), dtype=np.uint32), needs, chances, " ".join(names))
@@ -371,7 +370,7 @@ class MultiSpin(Kernel):
         state[:] = seed.generate_state(state.size, np.uint64).reshape(state.shape)
         packed = np.zeros((LANES, work.samples, (n + 7) // 8), dtype=np.uint8)
         counts, alone = (np.zeros((work.samples, LANES), dtype=np.int64) for _ in range(2))
-        burn, interval = work.moves(labels[0])
+        burn, interval = (max(1, round(m / TRIED)) if m else 0 for m in work.moves(labels[0]))
         flips(layout.text)(
             occupied.reshape(-1),
             layout.rows,
@@ -387,6 +386,6 @@ class MultiSpin(Kernel):
             alone,
         )
         features = e.features(counts.T[:, :, None], alone.T[:, :, None])
-        moves = burn + interval * work.samples
+        moves = round((burn + interval * work.samples) * TRIED)
         # which moves were accepted is known to the words only, not to the chains
         return [Chain(couplings[r], work.chemical, packed[r][None], features[r], n, float("nan"), moves, self.name) for r in range(used)]

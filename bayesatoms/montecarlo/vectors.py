@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 WORD, BYTE, FLOAT, LONG = ir.IntType(32), ir.IntType(8), ir.FloatType(), ir.IntType(64)
+TRIED = 15 / 16  # share of its moves that a lane tries; it lets the others pass at random, so that lanes that began alike part
 _ALIGNED = 16  # bytes; chunks begin at multiples of their own width in arrays aligned to a cache line
 # 2^f on [-1/2, 1/2]: the Taylor series of exp(f ln 2) with its last two terms adjusted, relative error 2e-7
 _POWERS = (1.0, 0.6931471805599453, 0.2402265069591007, 0.0555041086648, 0.0096181291076, 0.0013333558146)
@@ -103,8 +104,9 @@ class Vectors:
         return found
 
     def accepted(self, log2: Any, state: Any, lane: int, lanes: int) -> Any:
-        """All ones, in bytes, where a move of probability min(1, 2^log2) is accepted; 31 random bits a lane."""
+        """All ones, in bytes, where a move of probability TRIED min(1, 2^log2) is accepted; 31 random bits a lane."""
         b = self.builder
-        threshold = self.exp2(self.clamp(log2, -90.0, 1.0), 31)
+        log2 = b.fadd(self.clamp(log2, -90.0, 0.0), self.constant(self.floats, float(np.log2(TRIED))))
+        threshold = self.exp2(log2, 31)
         draw = b.sitofp(b.lshr(self.random(state, lane, lanes), self.constant(self.words, 1)), self.floats)
         return b.sext(b.fcmp_ordered("<", draw, threshold), self.bytes)
