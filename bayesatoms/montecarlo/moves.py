@@ -78,7 +78,20 @@ def _field(v: Vectors, counts: list[Any], weights: Any, lane: int, lanes: int) -
 
 
 @intrinsic
-def swap(typing, occupied, rows, i, j, kind_i, kind_j, weights, constants, state, tally, shape):
+def swap(
+    typing: Any,
+    occupied: Any,
+    rows: Any,
+    i: Any,
+    j: Any,
+    kind_i: Any,
+    kind_j: Any,
+    weights: Any,
+    constants: Any,
+    state: Any,
+    tally: Any,
+    shape: Any,
+) -> Any:
     """Exchange the atoms of sites i and j in every lane where they differ, with probability min(1, exp(-dE))."""
     if not isinstance(shape, types.StringLiteral):
         return None
@@ -115,7 +128,9 @@ def swap(typing, occupied, rows, i, j, kind_i, kind_j, weights, constants, state
 
 
 @intrinsic
-def flip(typing, occupied, rows, i, kind, weights, constants, held, state, tally, shape):
+def flip(
+    typing: Any, occupied: Any, rows: Any, i: Any, kind: Any, weights: Any, constants: Any, held: Any, state: Any, tally: Any, shape: Any
+) -> Any:
     """Turn the atom of site i in every lane, with probability min(1, exp(-dE + dmu - d(kappa surplus^2)))."""
     if not isinstance(shape, types.StringLiteral):
         return None
@@ -152,7 +167,7 @@ def flip(typing, occupied, rows, i, kind, weights, constants, held, state, tally
 
 
 @intrinsic
-def count(typing, occupied, rows, i, sums, shape):
+def count(typing: Any, occupied: Any, rows: Any, i: Any, sums: Any, shape: Any) -> Any:
     """Add the products of each family about an occupied site i to the sums (families, lanes)."""
     if not isinstance(shape, types.StringLiteral):
         return None
