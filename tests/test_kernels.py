@@ -192,6 +192,83 @@ def test_energy_of_the_square_torus_is_kaufmans(kernel):
     assert abs(means[2] - infinite) > SIGMA * errors[2]
 
 
+@pytest.mark.parametrize(
+    ("lattice", "critical"), [(Lattice.square(), 2.269185), (Lattice.triangular(), 3.640957)], ids=["square", "triangular"]
+)
+def test_critical_temperature_from_binders_cumulant(lattice, critical):
+    """U = 1 - <m^4> / 3 <m^2>^2 of two sizes crosses within 1 % of the exact temperature (Onsager; Wannier), T in units of J."""
+    temperatures = critical * np.linspace(0.96, 1.04, 8)
+    t = np.repeat(temperatures, 64)
+    cumulants = []
+    for side in (10, 20):
+        compiled = Hamiltonian("Ising", Pair("A", "B"), lattice=lattice, species=AB).compile(lattice.supercell((side, side)))
+        rng = np.random.default_rng(side)
+        starts = rng.integers(0, 2, (512, side * side)).astype(np.uint8)
+        length = {"samples": 150, "burn": 5 * side**2, "sweeps": side**2 / 10, "ensemble": SemiGrand((0, 0)), "kernel": "multispin"}
+        chains = run_chains(compiled, 2 / t[:, None], starts, seeds=seed_of(f"binder {side}").spawn(512), **length)
+        m = np.array([2 * c.snapshots.mean(axis=1) - 1 for c in chains]).reshape(8, -1)
+        cumulants.append(1 - (m**4).mean(axis=1) / (3 * (m**2).mean(axis=1) ** 2))
+    # the difference of the two is a smooth function of T through zero: a parabola finds where
+    apart = np.polynomial.Polynomial.fit(temperatures, cumulants[1] - cumulants[0], 2)
+    roots = [r.real for r in apart.roots() if abs(r.imag) < 1e-9 and 0.95 < r.real / critical < 1.05]
+    assert len(roots) == 1 and abs(roots[0] / critical - 1) < 0.01, roots
+
+
+def alloy(name: str):
+    """The triangular alloys W2 and W3 of the benchmark: compiled, couplings in kT, energy of features per site, starts."""
+    lattice, n = Lattice.triangular(), 48 * 48
+    temperature, j3 = (2.6, 0.0) if name == "W2" else (3.0, 0.15)
+    terms = [
+        Pair("A", "B"),
+        Pair("A", "B", shell=2),
+        *(Cluster(d, lattice_triangle(), orbit="all", name=d) for d in ("AAA", "AAB", "ABB", "BBB")),
+    ]
+    energies = np.array([-2.0, 0.5, -j3, j3, -j3, j3])
+    h = Hamiltonian(name, *terms, lattice=lattice, species=AB)
+    return (
+        h.compile(lattice.supercell((48, 48))),
+        energies / temperature,
+        lambda f: f @ energies / n + 2.25,
+        start_of(n, n - 691).astype(np.uint8),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "known", "error"), [("W2", -0.6147, 0.0020), ("W3", -0.7768, 0.0033)])
+def test_kernels_agree_on_the_workloads(name, known, error):
+    """Mean energies per site by three kernels within SIGMA errors of each other and of independent runs of other programs."""
+    compiled, couplings, energy, start = alloy(name)
+    found = {}
+    for kernel, chains, records in (("generic", 4, 250), ("code", 8, 800), ("lanes", 64, 100)):
+        rng = np.random.default_rng(6)
+        starts = np.array([rng.permutation(start) for _ in range(chains)])
+        length = {"samples": records, "burn": 1500, "sweeps": 30, "kernel": kernel}
+        run = run_chains(compiled, np.tile(couplings, (chains, 1)), starts, seeds=seed_of(f"{name} {kernel}").spawn(chains), **length)
+        means = [mean(energy(c.features), cut=0) for c in run] if chains < 64 else None
+        if means:
+            found[kernel] = np.mean([m.value for m in means]), np.sqrt(np.sum([m.error**2 for m in means])) / chains
+        else:
+            values = np.array([energy(c.features).mean() for c in run])
+            found[kernel] = values.mean(), values.std(ddof=1) / 8
+    found["others"] = known, error
+    for (_, (one, a)), (_, (two, b)) in itertools.combinations(found.items(), 2):
+        assert abs(one - two) < SIGMA * np.hypot(a, b), found
+
+
+@pytest.mark.parametrize("moves", [3e7, pytest.param(1e9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernel", ["generic", "code"])
+def test_nothing_drifts(kernel, moves):
+    """Kernels keep numbers of clusters, not sums of energy changes: after any number of moves features are those of the snapshot."""
+    if kernel == "generic":
+        moves /= 30  # of the time, not of the claim: one in thirty of the moves that the fast kernel makes
+    compiled, couplings, _, start = alloy("W3")
+    chain = run_chains(compiled, couplings, start, samples=1, burn=0, sweeps=moves / 691, seeds=seed_of("drift").spawn(1), kernel=kernel)[0]
+    assert chain.moves >= 0.99 * moves
+    exact = compiled.features(chain.snapshots[0])
+    assert np.array_equal(chain.features[0], exact)
+    assert abs(chain.features[0] @ couplings - exact @ couplings) <= 1e-9 * abs(exact @ couplings)
+
+
 def test_fluctuations_give_the_gradient():
     """d<F>/dw = -cov(F): against the difference of exact means either side."""
     compiled, couplings = model("pairs")

@@ -343,7 +343,7 @@ LONG = 40
 def long_design() -> list[DesignPoint]:
     """Points of some ten milliseconds each."""
     compiled = model(shape=(12, 12))
-    return [DesignPoint(compiled, [0.01 * i], (72, 72), samples=400, sweeps=40.0, burn=20.0, seed=1) for i in range(LONG)]
+    return [DesignPoint(compiled, [0.01 * i], (72, 72), samples=400, sweeps=4.0, burn=20.0, seed=1) for i in range(LONG)]
 
 
 def digest(chains: list[Chain]) -> str:
@@ -406,13 +406,17 @@ def test_a_campaign_killed_at_any_moment_resumes(kind, long_digest, tmp_path):
 
 # Is in the middle of a run when it is interrupted; argv = folder.
 INTERRUPTED = """
-import sys
+import sys, time
 from test_pool import long_design
 from bayesatoms.montecarlo.executors import executor
 from bayesatoms.montecarlo.pool import Pool
 
 with executor("processes", 2) as crew:
-    Pool(sys.argv[1]).run(long_design(), workers=crew, progress=lambda *state: print(*state, flush=True))
+    def told(*state):
+        print(*state, flush=True)
+        time.sleep(0.1)  # so that the signal finds it at work, however fast the kernels are
+
+    Pool(sys.argv[1]).run(long_design(), workers=crew, progress=told)
 """
 
 
