@@ -406,12 +406,14 @@ def test_a_campaign_killed_at_any_moment_resumes(kind, long_digest, tmp_path):
 
 # Is in the middle of a run when it is interrupted; argv = folder.
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from test_pool import long_design
 from bayesatoms.montecarlo.executors import executor
 from bayesatoms.montecarlo.pool import Pool
 
 with executor("processes", 2) as crew:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
+
     def told(*state):
         print(*state, flush=True)
         time.sleep(0.1)  # so that the signal finds it at work, however fast the kernels are
