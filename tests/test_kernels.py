@@ -239,7 +239,7 @@ def test_kernels_agree_on_the_workloads(name, known, error):
     """Mean energies per site by three kernels within SIGMA errors of each other and of independent runs of other programs."""
     compiled, couplings, energy, start = alloy(name)
     found = {}
-    for kernel, chains, records in (("generic", 4, 250), ("code", 8, 800), ("lanes", 64, 100)):
+    for kernel, chains, records in (("generic", 4, 1000), ("code", 8, 1500), ("lanes", 64, 150)):
         rng = np.random.default_rng(6)
         starts = np.array([rng.permutation(start) for _ in range(chains)])
         length = {"samples": records, "burn": 1500, "sweeps": 30, "kernel": kernel}
