@@ -9,7 +9,8 @@ from exact import kaufman_log_z
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.control import check_size, feature, joined, ordered, run_until, split_rhat
+from bayesatoms.montecarlo.chains import joined
+from bayesatoms.montecarlo.control import check_size, feature, ordered, run_until, split_rhat
 from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.ensembles import SemiGrand
 

@@ -43,7 +43,7 @@ class Accelerated(Kernel):
         keys = jax.vmap(jax.random.key)(np.array([seed.generate_state(1, np.uint32)[0] for seed in seeds]))
         constants = couplings @ e.constants.T + work.potential[0] - work.potential[1]
         weights = e.weights(couplings)
-        seen = np.asarray(_chains(_colours(e), work.samples, *sweeps)(keys, labels, weights, constants))  # (chains, samples, n)
+        seen = np.asarray(_chains(_Colours(e), work.samples, *sweeps)(keys, labels, weights, constants))  # (chains, samples, n)
         padded = np.concatenate([seen, np.zeros((*seen.shape[:2], 1), dtype=np.uint8)], axis=2)
         counts = np.zeros((*seen.shape[:2], len(e.families)), dtype=np.int64)
         for f, family in enumerate(e.families):
@@ -70,10 +70,6 @@ class _Colours:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Colours) and self._key == other._key
-
-
-def _colours(expansion: Expansion) -> _Colours:
-    return _Colours(expansion)
 
 
 def colours(expansion: Expansion) -> list[NDArray[np.int64]]:

@@ -5,7 +5,8 @@ Every mean carries the cut of the part before equilibrium and its integrated aut
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,6 +78,18 @@ def unpack(packed: NDArray[np.uint8], n_sites: int) -> NDArray[np.uint8]:
     """
     planes = [np.unpackbits(plane, axis=1, count=n_sites) << p for p, plane in enumerate(packed)]
     return np.sum(planes, axis=0, dtype=np.uint8)
+
+
+def joined(parts: Sequence[Chain]) -> Chain:
+    """One chain of its parts, each of which began where the one before it ended."""
+    moves = sum(c.moves for c in parts)
+    return replace(
+        parts[0],
+        packed=np.concatenate([c.packed for c in parts], axis=1),
+        features=np.concatenate([c.features for c in parts]),
+        acceptance=float(sum(c.acceptance * c.moves for c in parts) / max(moves, 1)),
+        moves=moves,
+    )
 
 
 def autocorrelation_time(series: ArrayLike) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..hamiltonian import Compiled, Hamiltonian
 from ..progress import Progress
-from .chains import Chain, Mean, autocorrelation_time, equilibration
+from .chains import Chain, Mean, autocorrelation_time, equilibration, joined
 from .engine import run_chains
 from .ensembles import Ensemble
 
@@ -222,18 +222,6 @@ def split_rhat(series: Sequence[ArrayLike]) -> float:
     if within == 0:
         return 1.0 if between == 0 else np.inf
     return float(np.sqrt((length - 1) / length + between / within))
-
-
-def joined(parts: Sequence[Chain]) -> Chain:
-    """One chain of its parts, each of which began where the one before it ended."""
-    moves = sum(c.moves for c in parts)
-    return replace(
-        parts[0],
-        packed=np.concatenate([c.packed for c in parts], axis=1),
-        features=np.concatenate([c.features for c in parts]),
-        acceptance=float(sum(c.acceptance * c.moves for c in parts) / max(moves, 1)),
-        moves=moves,
-    )
 
 
 def starts(

@@ -13,11 +13,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError, RunError
 from ..progress import Progress
-from .chains import Chain
+from .chains import Chain, joined
 from .design import Batch, Chains, DesignPoint, Extension, Stretch, Task, tasks
 from .executors import Executor, Known, executor
 from .generic import KERNEL_VERSION
@@ -304,7 +302,5 @@ def _run(version: int, task: Task) -> Any:
 
 def _joined(stretches: Sequence[Chain], samples: int) -> Chain:
     """One chain of its stretches, cut to so many records."""
-    packed = np.concatenate([c.packed for c in stretches], axis=1)[:, :samples]
-    features = np.concatenate([c.features for c in stretches])[:samples]
-    acceptance, moves = float(np.mean([c.acceptance for c in stretches])), sum(c.moves for c in stretches)
-    return replace(stretches[0], packed=packed, features=features, acceptance=acceptance, moves=moves)
+    whole = joined(stretches)
+    return replace(whole, packed=whole.packed[:, :samples], features=whole.features[:samples])
