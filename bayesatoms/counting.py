@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
-from .generators import State, step
+from .generators import State, uniform
 
 BLOCK = 32  # crystals side by side
 LARGEST = 4096  # raw environments whose histograms of a block stay in the cache
@@ -26,35 +26,51 @@ def see(
     shift: NDArray[np.int64],
     row: int,
     at: NDArray[np.uint32],
-    below: NDArray[np.uint64],
+    given: NDArray[np.float64],
     state: State,
     seen: NDArray[np.unsignedinteger],
 ) -> None:
     """Labels of the sites of a window, with their errors.
 
     Snapshot s is rolled first, so that the window lies at its origin: row r of the rolled crystal, `row` sites long, is the
-    one at ``lead[s, r]``, begun ``shift[s]`` sites later. `at` (v,) are the sites of the window. A site of species a is
-    labelled b or less where a random number of 32 bits, one a site, is under ``below[a, b]``; an empty table stands for
-    no errors. `seen` (blocks, v, BLOCK).
+    one at ``lead[s, r]``, begun ``shift[s]`` sites later. `at` (v,) are the sites of the window, `given` (k, k) the
+    probabilities of a label given the species, empty where there are no errors. `seen` (blocks, v, w) gets the labels of
+    four crystals a word.
     """
-    n, v, k, rows = len(snapshots), len(at), below.shape[1], lead.shape[1]
-    rolled = np.empty(rows * row, dtype=np.uint8)
-    s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
-    for s in range(n):
-        block, b, o = s // BLOCK, s % BLOCK, shift[s]
-        for r in range(rows):
-            begin, to = lead[s, r], r * row
-            rolled[to : to + row - o] = snapshots[s, begin + o : begin + row]
-            rolled[to + row - o : to + row] = snapshots[s, begin : begin + o]
-        for i in range(v):
-            label = rolled[at[i]]
-            if k:
-                word, s0, s1, s2, s3 = step(s0, s1, s2, s3)
-                draw, true, label = word >> uint64(32), label, np.uint8(0)
-                for other in range(k - 1):
-                    label += np.uint8(draw >= below[true, other])
-            seen[block, i, b] = label
-    state[0], state[1], state[2], state[3] = s0, s1, s2, s3
+    v, k, size = len(at), len(given), np.int64(lead.shape[1] * row)
+    most = 0.0  # the probability that a label is wrong, of the species for which it is largest
+    for a in range(k):
+        most = max(most, 1 - given[a, a])
+    scale, field = 1 / np.log1p(-most) if k else 0.0, uint64(2 * seen.itemsize)
+    rolled = np.zeros((BLOCK, size), dtype=np.uint8)
+    for block in range(-(-len(snapshots) // BLOCK)):
+        for b in range(min(BLOCK, len(snapshots) - block * BLOCK)):
+            s = block * BLOCK + b
+            crystal, mine = snapshots[s], rolled[b]
+            for r in range(lead.shape[1]):  # by hand: these copies are too short for a call each
+                begin, to, o = uint64(lead[s, r]), uint64(r * row), uint64(shift[s])
+                for i in range(row - shift[s]):
+                    mine[to + uint64(i)] = crystal[begin + o + uint64(i)]
+                to += uint64(row) - o
+                for i in range(shift[s]):
+                    mine[to + uint64(i)] = crystal[begin + uint64(i)]
+            # from one site that may be wrong to the next, and a chance there that depends on its species
+            gap = np.floor(np.log(1 - uniform(state)) * scale) if k else 1.0 * v
+            while gap < v:
+                site = at[np.int64(gap)]
+                true, draw = mine[site], uniform(state) * most
+                for label in range(k):
+                    if label != true:
+                        if 0 <= draw < given[true, label]:
+                            mine[site] = label
+                        draw -= given[true, label]
+                gap += 1 + np.floor(np.log(1 - uniform(state)) * scale)
+        for w in range(seen.shape[2]):
+            one, two, three, four = rolled[4 * w], rolled[4 * w + 1], rolled[4 * w + 2], rolled[4 * w + 3]
+            for i in range(v):
+                site = at[i]
+                low = uint64(one[site]) | (uint64(two[site]) << field)
+                seen[block, i, w] = low | (uint64(three[site]) << uint64(2) * field) | (uint64(four[site]) << uint64(3) * field)
 
 
 @_jit
@@ -74,7 +90,7 @@ def tally_blocks(
     """
     size, width, flat = len(classes), words.shape[2], words.reshape(-1)
     raw = np.empty(BLOCK * size, dtype=np.uint32)
-    for block in range(words.shape[0]):
+    for block in range(-(-len(counts) // BLOCK)):
         raw[:] = 0
         begin = uint64(block * words.shape[1] * width)
         for r in range(len(rows)):

@@ -21,6 +21,7 @@ from .lattice import Supercell
 from .response import Response
 
 _MARGIN = 4  # cells of unseen crystal that a simulated box adds along each open axis of a window
+_CACHE = 2**18  # bytes of labels that are seen before their environments are counted
 _BINS = 1024  # of a random number, a power of two: where the search for its outcome begins
 _SLACK = 4  # further cells it may add so that a whole number of atoms meets the composition
 
@@ -204,26 +205,28 @@ class Operator:
         row = int(shape[-1]) * basis  # sites that follow each other along the last axis
         others = np.indices(tuple(shape[:-1])).reshape(len(shape) - 1, -1).T
         begin = ((others + origins[:, None, :-1]) % shape[:-1]) @ np.append(np.cumprod(shape[:0:-1])[::-1], 1)[:-1]
-        below = np.zeros((0, 0), dtype=np.uint64)
-        if not self.response.exact:
-            below = np.round(np.cumsum(self.response.given, axis=1) * 2.0**32).astype(np.uint64)
+        given = np.zeros((0, 0)) if self.response.exact else np.ascontiguousarray(self.response.given, dtype=float)
         kinds = [len(self.environments.strides(b)) for b in range(basis)]
         largest = len(self.environments.species) ** max(kinds)
-        field = np.uint8 if largest <= 2**8 else np.uint16
-        seen = np.zeros((-(-len(snapshots) // counting.BLOCK), len(self.sites), counting.BLOCK), dtype=field)
+        field, four = (np.uint8, np.uint32) if largest <= 2**8 else (np.uint16, np.uint64)
+        blocks = max(1, _CACHE // (len(self.sites) * counting.BLOCK * np.dtype(field).itemsize))
+        seen = np.zeros((blocks, len(self.sites), counting.BLOCK), dtype=field)
         at, state = self.supercell.index(self.sites).astype(np.uint32), rng.integers(1, 2**64, 4, dtype=np.uint64)
-        counting.see(snapshots, (begin * basis).astype(np.int64), origins[:, -1] * basis, row, at, below, state, seen)
         counts = np.zeros((len(snapshots), self.environments.n_classes), dtype=np.int64)
         codes = np.zeros(counting.BLOCK, dtype=field)
-        for b, members in enumerate(self.rows):
-            classes = self.environments.class_of[self.environments.offsets[b] : self.environments.offsets[b + 1]]
-            strides = self.environments.strides(b)
-            if len(classes) <= counting.LARGEST:
-                places = strides.astype(np.uint64)
-                counting.tally_blocks(seen.view(np.uint64), codes.view(np.uint64), codes, members, places, classes, counts)
-            else:
-                one_by_one = seen.transpose(0, 2, 1).reshape(-1, len(self.sites))[: len(snapshots)]
-                counting.tally_one(one_by_one, members, strides, classes, counts)
+        lead, shift = (begin * basis).astype(np.int64), origins[:, -1] * basis
+        for first in range(0, len(snapshots), blocks * counting.BLOCK):
+            some = slice(first, first + blocks * counting.BLOCK)
+            counting.see(snapshots[some], lead[some], shift[some], row, at, given, state, seen.view(four))
+            for b, members in enumerate(self.rows):
+                classes = self.environments.class_of[self.environments.offsets[b] : self.environments.offsets[b + 1]]
+                strides = self.environments.strides(b)
+                if len(classes) <= counting.LARGEST:
+                    words, places = seen.view(np.uint64), strides.astype(np.uint64)
+                    counting.tally_blocks(words, codes.view(np.uint64), codes, members, places, classes, counts[some])
+                else:
+                    one_by_one = seen.transpose(0, 2, 1).reshape(-1, len(self.sites))[: len(counts[some])]
+                    counting.tally_one(one_by_one, members, strides, classes, counts[some])
         return counts
 
 

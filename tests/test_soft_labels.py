@@ -18,7 +18,7 @@ from bayesatoms import study
 from bayesatoms.configuration import UNSEEN, Configuration
 from bayesatoms.environments import Environments
 from bayesatoms.errors import InputError
-from bayesatoms.generators import next_word
+from bayesatoms.generators import uniform
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference import trees
 from bayesatoms.inference.campaign import Campaign, Settings
@@ -126,19 +126,29 @@ def test_certain_soft_labels_are_hard_labels(name, k):
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("errors", [False, True])
 def test_hard_operators_draw_as_documented(k, errors):
-    """A plain loop over the documented stream: origins first, then the state of a generator that draws 32 bits a site."""
+    """A plain loop over the documented stream: origins first, then the state of a generator that finds the wrong labels."""
     e = Environments(METAL, "ABC"[:k])
     error = np.eye(k) * 0.85 + 0.15 / k if errors else np.eye(k)
+    if errors:  # one species is mistaken less often than the other
+        error[0] = 0.5 * error[0] + 0.5 * np.eye(k)[0]
     cell, window = METAL.supercell((13, 12)), Window.block(e, 40)
     snapshots = generator("old stream").integers(0, k, (30, cell.n_sites)).astype(np.uint8)
     found = Operator(e, window, cell, error).counts(snapshots, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     origins = rng.integers(0, cell.shape, size=(30, 2))
     state = rng.integers(1, 2**64, 4, dtype=np.uint64)
-    noise = np.array([[(int(next_word(state)) >> 32) / 2**32 for _ in window.sites] for _ in snapshots])
-    for row, origin, u, counts in zip(snapshots, origins, noise, found, strict=True):
-        true = row.reshape(13, 12)[tuple(((window.sites[:, :2] + origin) % cell.shape).T)]
-        seen = np.minimum((u[:, None] >= np.cumsum(error, axis=1)[true]).sum(axis=1), k - 1) if errors else true
+    most = 1 - np.diag(error).min()
+    for row, origin, counts in zip(snapshots, origins, found, strict=True):
+        seen = row.reshape(13, 12)[tuple(((window.sites[:, :2] + origin) % cell.shape).T)].copy()
+        site = -1
+        while errors:  # the number of right labels before the next doubtful one is geometric
+            site += 1 + int(np.floor(np.log(1 - uniform(state)) / np.log1p(-most)))
+            if site >= len(seen):
+                break
+            others, draw = [b for b in range(k) if b != seen[site]], uniform(state) * most
+            wrong = np.searchsorted(np.cumsum(error[seen[site], others]), draw, side="right")
+            if wrong < len(others):
+                seen[site] = others[wrong]
         grid = np.full(window.extent, UNSEEN)
         grid[tuple(window.sites[:, :2].T)] = seen
         np.testing.assert_array_equal(counts, Observation.from_labels(grid, METAL, e.species, environments=e).counts)

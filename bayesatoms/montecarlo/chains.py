@@ -76,8 +76,10 @@ def unpack(packed: NDArray[np.uint8], n_sites: int) -> NDArray[np.uint8]:
     >>> unpack(pack(labels, 3), 3).tolist()
     [[0, 2, 1], [1, 1, 0]]
     """
-    planes = [np.unpackbits(plane, axis=1, count=n_sites) << p for p, plane in enumerate(packed)]
-    return np.sum(planes, axis=0, dtype=np.uint8)
+    labels = np.unpackbits(packed[0], axis=1, count=n_sites)
+    for p, plane in enumerate(packed[1:], start=1):
+        labels |= np.unpackbits(plane, axis=1, count=n_sites) << p
+    return labels
 
 
 def joined(parts: Sequence[Chain]) -> Chain:

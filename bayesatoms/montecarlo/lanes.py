@@ -56,15 +56,23 @@ def _record(occupied, rows, kind, sums, row, packed, counts, alone, shape):
     for f in range(counts.shape[1]):
         for r in range(lanes):
             counts[row, f, r] = sums[f, r]
-    for site in range(n):
-        for r in range(lanes):
-            alone[row, kind[site], r] += occupied[site * lanes + r]
-    eight = np.zeros(lanes, dtype=np.uint8)
-    for byte in range(packed.shape[2]):
-        eight[:] = 0
-        for site in range(8 * byte, min(8 * byte + 8, n)):
+    few = np.zeros((alone.shape[1], lanes), dtype=np.uint8)
+    for low in range(0, n, _BLOCK):
+        few[:] = 0
+        for site in range(low, min(low + _BLOCK, n)):
+            mine, at = few[kind[site]], occupied[site * lanes : (site + 1) * lanes]
             for r in range(lanes):
-                eight[r] |= occupied[site * lanes + r] << (7 - (site & 7))
+                mine[r] += at[r]
+        for k in range(len(few)):
+            for r in range(lanes):
+                alone[row, k, r] += few[k, r]
+    words, eight = occupied.view(np.uint64), np.zeros(lanes, dtype=np.uint8)
+    bits, width = eight.view(np.uint64), lanes // 8
+    for byte in range(packed.shape[2]):
+        bits[:] = 0
+        for site in range(8 * byte, min(8 * byte + 8, n)):
+            for w in range(width):
+                bits[w] |= words[site * width + w] << uint64(7 - (site & 7))
         for r in range(lanes):
             packed[r, row, byte] = eight[r]
 
