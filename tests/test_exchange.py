@@ -21,7 +21,7 @@ from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference.reweighting import Reweighting
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo import chains, generic
+from bayesatoms.montecarlo import chains, generic, timeseries
 from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.ensembles import SemiGrand
 from bayesatoms.montecarlo.exchange import Ladder, bridge, linked, tree
@@ -80,7 +80,7 @@ def test_every_rung_samples_its_own_distribution_exactly():
     found = Ladder(points).run()
     assert np.nanmin(found.acceptance) > 0.1 and found.round_trips > 100
     # six sweeps of six sites apart, records are independent to within what chi-square can see
-    assert max(chains.autocorrelation_time(c.features[:, 0]) for c in found.chains) < 1.1
+    assert max(timeseries.autocorrelation_time(c.features[:, 0]) for c in found.chains) < 1.1
     assert min(p_values(points, [c.snapshots.astype(np.int64) for c in found.chains])) > ALARM
 
 
@@ -248,8 +248,8 @@ def test_false_alarms_of_drift():
     for time in (12, 80):
         rho = (time - 1) / (time + 1)
         series = lfilter([1], [1, -rho], rng.normal(size=(600, 240 + 1000)))[:, 1000:]
-        judged = [s for s in series if len(s) >= chains.SLOW * chains.autocorrelation_time(s)] if time == 12 else series
-        rates.append(np.mean([chains.drift(s) > chains.DRIFT for s in judged]))
+        judged = [s for s in series if len(s) >= chains.SLOW * timeseries.autocorrelation_time(s)] if time == 12 else series
+        rates.append(np.mean([timeseries.drift(s) > timeseries.DRIFT for s in judged]))
     assert rates[0] < 0.02 < 0.33 < rates[1]
 
 

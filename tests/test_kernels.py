@@ -19,10 +19,10 @@ from scipy import stats
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo.chains import mean
 from bayesatoms.montecarlo.engine import KERNELS, choose, run_chains
 from bayesatoms.montecarlo.ensembles import Canonical, Constrained, SemiGrand
 from bayesatoms.montecarlo.monomials import expand
+from bayesatoms.montecarlo.timeseries import mean
 from bayesatoms.montecarlo.work import Work
 
 SIGMA, ALARM = 4.0, 1e-4

@@ -24,7 +24,7 @@ from bayesatoms.environments import Environments
 from bayesatoms.errors import CheckError, InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
-from bayesatoms.montecarlo import chains
+from bayesatoms.montecarlo import chains, timeseries
 from bayesatoms.montecarlo.engine import run_chain
 from bayesatoms.montecarlo.ensembles import SemiGrand
 from bayesatoms.window import Operator, Window
@@ -40,7 +40,7 @@ def free(potential):
 
 def deviation(series: np.ndarray, exact: float) -> float:
     """Distance of a chain's mean from the exact value, in its standard errors."""
-    mean = chains.mean(series, cut=0)
+    mean = timeseries.mean(series, cut=0)
     return (mean.value - exact) / max(mean.error, 1e-12)
 
 
@@ -274,7 +274,7 @@ def visits(w, n: int | None, potential=None, samples: int = 100_000):
     state = chain.snapshots.astype(int) @ (1 << np.arange(9))
     np.testing.assert_array_equal(chain.features, features[state])
     series = [*chain.features.T, chain.features @ w, *chain.snapshots.T]
-    thin = int(np.ceil(5 * max(chains.autocorrelation_time(s) for s in series)))
+    thin = int(np.ceil(5 * max(timeseries.autocorrelation_time(s) for s in series)))
     assert thin < 100
     return np.bincount(state[::thin], minlength=512)
 
@@ -503,16 +503,16 @@ def autoregressive(rho: float, n: int, rng: np.random.Generator) -> np.ndarray:
 def test_autocorrelation_time(rho):
     """Within four standard errors of the exact time (Madras and Sokal: relative variance 2 (2 M + 1) / n for a window of M)."""
     n, exact = 200_000, (1 + rho) / (1 - rho)
-    found = chains.autocorrelation_time(autoregressive(rho, n, generator(f"AR {rho}")))
+    found = timeseries.autocorrelation_time(autoregressive(rho, n, generator(f"AR {rho}")))
     assert abs(found / exact - 1) < SIGMA * np.sqrt(2 * (2 * 5 * exact + 1) / n)
 
 
 def test_autocorrelation_time_of_oddities():
     rng = generator("oddities")
-    assert chains.autocorrelation_time(autoregressive(-0.5, 10_000, rng)) == 1.0  # never claims more than independent records
-    assert chains.autocorrelation_time(np.full(100, 3.7)) == 1.0
+    assert timeseries.autocorrelation_time(autoregressive(-0.5, 10_000, rng)) == 1.0  # never claims more than independent records
+    assert timeseries.autocorrelation_time(np.full(100, 3.7)) == 1.0
     x = autoregressive(0.8, 1000, rng)
-    assert abs(chains.autocorrelation_time(1e6 * x + 1e9) - chains.autocorrelation_time(x)) < 1e-6
+    assert abs(timeseries.autocorrelation_time(1e6 * x + 1e9) - timeseries.autocorrelation_time(x)) < 1e-6
 
 
 def test_error_of_a_mean_is_honest():
@@ -529,12 +529,12 @@ def test_transients_are_cut():
     rng = generator("transient")
     x = autoregressive(0.5, 2000, rng)
     drifting = x + 30 * np.exp(-np.arange(2000) / 60)
-    assert 200 <= chains.equilibration(drifting) <= 1000
-    mean = chains.mean(drifting)
-    assert mean.cut == chains.equilibration(drifting) and mean.n == 2000 - mean.cut
+    assert 200 <= timeseries.equilibration(drifting) <= 1000
+    mean = timeseries.mean(drifting)
+    assert mean.cut == timeseries.equilibration(drifting) and mean.n == 2000 - mean.cut
     assert abs(mean.value) < SIGMA * mean.error
     assert abs(drifting.mean()) > SIGMA * mean.error, "negative control: with its start the mean is off"
-    assert chains.equilibration(np.ones(50)) == 0
+    assert timeseries.equilibration(np.ones(50)) == 0
 
 
 def test_a_chain_too_short_to_judge_says_so():
@@ -542,12 +542,12 @@ def test_a_chain_too_short_to_judge_says_so():
     rng = generator("too short")
     refused = 0
     for _ in range(40):
-        chains.mean(autoregressive(0.9, 200 * 19, rng))
+        timeseries.mean(autoregressive(0.9, 200 * 19, rng))
         try:
-            chains.mean(autoregressive(0.9, 3 * 19, rng))
+            timeseries.mean(autoregressive(0.9, 3 * 19, rng))
         except CheckError as error:
             assert "autocorrelation times; run it 50 long" in str(error)
             refused += 1
     assert refused >= 38
     with pytest.raises(CheckError):
-        chains.mean(np.arange(1000.0))  # a drift never comes to rest
+        timeseries.mean(np.arange(1000.0))  # a drift never comes to rest

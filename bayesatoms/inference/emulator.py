@@ -17,7 +17,8 @@ from scipy.special import gammaln, logsumexp
 
 from ..errors import CheckError, InputError
 from ..hamiltonian import Hamiltonian
-from ..montecarlo.chains import Chain, autocorrelation_time, equilibration, judge, site_kinds
+from ..montecarlo.chains import Chain, judge, site_kinds
+from ..montecarlo.timeseries import autocorrelation_time, equilibration
 from ..observation import Observation
 from ..window import Operator
 from .moments import Moments, normal_log_density

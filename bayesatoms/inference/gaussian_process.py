@@ -21,7 +21,7 @@ from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
 from ..errors import CheckError, InputError
-from ..montecarlo.chains import autocorrelation_time
+from ..montecarlo.timeseries import autocorrelation_time
 from ..observation import Observation
 from .emulator import SUPPORT_BAR, Emulator, ImageEmulator, common, stacked
 from .moments import Moments, normal_log_density

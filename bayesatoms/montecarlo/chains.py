@@ -1,7 +1,4 @@
-"""Chains: what one run of a kernel leaves behind, and the honest error of its means.
-
-Every mean carries the cut of the part before equilibrium and its integrated autocorrelation time.
-"""
+"""Chains: what one run of a kernel leaves behind, and whether it may be believed."""
 
 from __future__ import annotations
 
@@ -11,14 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import CheckError, InputError
+from ..errors import InputError
 from ..lattice import Supercell
+from .timeseries import DRIFT, autocorrelation_time, drift, equilibration
 
 SLOW = 20  # autocorrelation times below which a chain is too short to tell its own length
 MEMORY = 0.1  # share of the first arrangement still there at the end, above which a chain has not forgotten its start
-DRIFT = 20.0  # variance of eighths of a chain over what the fluctuations inside them allow
-_LEAST = 50  # autocorrelation times in a chain whose error can be believed (emcee's rule)
-_WINDOW = 5.0  # Sokal's self-consistent window: sum correlations up to 5 autocorrelation times
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +40,6 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.features)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A Monte Carlo mean: value, standard error, autocorrelation time (in records), records used and cut."""
-
-    value: float
-    error: float
-    time: float
-    n: int
-    cut: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.6g} +- {self.error:.2g} (tau {self.time:.1f}, n {self.n})"
 
 
 def pack(snapshots: NDArray[np.uint8], n_species: int) -> NDArray[np.uint8]:
@@ -92,60 +73,6 @@ def joined(parts: Sequence[Chain]) -> Chain:
         acceptance=float(sum(c.acceptance * c.moves for c in parts) / max(moves, 1)),
         moves=moves,
     )
-
-
-def autocorrelation_time(series: ArrayLike) -> float:
-    """Integrated autocorrelation time in records, 1 for independent ones (Sokal's window; Goodman and Weare 2010).
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> x = np.zeros(100_000)
-    >>> for i in range(1, len(x)): x[i] = 0.8 * x[i - 1] + rng.normal()
-    >>> abs(autocorrelation_time(x) - (1 + 0.8) / (1 - 0.8)) < 0.7
-    True
-    """
-    x = np.asarray(series, dtype=float) - np.mean(series)
-    n = len(x)
-    if n < 4 or not np.any(np.abs(x) > 1e-12):
-        return 1.0
-    spectrum = np.fft.rfft(x, 2 * n)
-    correlation = np.fft.irfft(spectrum * spectrum.conj())[:n]
-    return _time(correlation)
-
-
-def _time(correlation: NDArray[np.float64]) -> float:
-    """Sokal's window on an autocorrelation function."""
-    n = len(correlation)
-    times = 2 * np.cumsum(correlation / correlation[0]) - 1
-    enough = np.flatnonzero(np.arange(n) >= _WINDOW * times)
-    return float(max(1.0, times[enough[0] if len(enough) else n - 1]))
-
-
-def equilibration(series: ArrayLike) -> int:
-    """Records to cut: the start that leaves most independent ones (Chodera, J. Chem. Theory Comput. 12, 1799, 2016)."""
-    series = np.asarray(series, dtype=float)
-    starts = np.unique(np.linspace(0, len(series) // 2, 11).astype(int))
-    effective = [(len(series) - s) / autocorrelation_time(series[s:]) for s in starts]
-    return int(starts[int(np.argmax(effective))])
-
-
-def mean(series: ArrayLike, *, cut: int | None = None) -> Mean:
-    """Mean of a chain's series with its error, from the equilibrated part.
-
-    Raises
-    ------
-    CheckError
-        If fewer than fifty autocorrelation times remain: too short to judge. A chain of one to three
-        times looks like ten, since its own mean is taken off; by fifty 97 % of those are found out.
-    """
-    series = np.asarray(series, dtype=float)
-    cut = equilibration(series) if cut is None else cut
-    kept = series[cut:]
-    time = autocorrelation_time(kept)
-    if len(kept) < _LEAST * time:
-        raise CheckError(f"chain of {len(kept)} records spans {len(kept) / time:.1f} autocorrelation times; run it {_LEAST} long at least")
-    return Mean(float(kept.mean()), float(kept.std(ddof=1) * np.sqrt(time / len(kept))), time, len(kept), cut)
 
 
 @dataclass(frozen=True)
@@ -262,35 +189,6 @@ def site_kinds(supercell: Supercell) -> NDArray[np.int64]:
     open_axes = [a for a, periodic in enumerate(supercell.periodic) if not periodic]
     rows = supercell.sites[:, [*open_axes, -1]]
     return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def drift(series: ArrayLike) -> float:
-    """Variance of the means of a series' eighths over what the correlated fluctuations within them allow; 1 in equilibrium.
-
-    The autocorrelation is that within the eighths: a slow wandering cannot hide in it, as it does in the
-    whole series' own (Geweke, Bayesian Statistics 4, 169, 1992, compares two parts likewise). An
-    autoregressive series of 20 autocorrelation times or more exceeds 20 in 1 % of cases; one that spans
-    three, in half of them.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> noise = rng.normal(size=400)
-    >>> drift(noise) < 3, drift(noise + np.linspace(0, 4, 400)) > DRIFT
-    (True, True)
-    """
-    series = np.asarray(series, dtype=float)
-    length = len(series) // 8
-    if length < 4:
-        return 0.0
-    eighths = series[len(series) - 8 * length :].reshape(8, length)
-    inside = eighths.var(axis=1, ddof=1).mean()
-    if inside == 0:
-        return 0.0 if np.ptp(series) == 0 else np.inf
-    apart = eighths - eighths.mean(axis=1, keepdims=True)
-    spectrum = np.fft.rfft(apart, 2 * length, axis=1)
-    correlation = np.fft.irfft(spectrum * spectrum.conj(), axis=1)[:, :length].sum(axis=0)
-    return float(eighths.mean(axis=1).var(ddof=1) * length / (inside * _time(correlation)))
 
 
 def disagreement(one: Chain, two: Chain) -> float:

@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..hamiltonian import Compiled, Hamiltonian
 from ..progress import Progress
-from .chains import Chain, Mean, autocorrelation_time, equilibration, joined
+from .chains import Chain, joined
 from .engine import run_chains
 from .ensembles import Ensemble
+from .timeseries import Mean, autocorrelation_time, equilibration
 
 Observable = Callable[[Chain], NDArray[np.float64]]
 

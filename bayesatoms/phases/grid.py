@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..hamiltonian import Compiled
 from ..lattice import Supercell
-from ..montecarlo.chains import autocorrelation_time
 from ..montecarlo.engine import run_chain
+from ..montecarlo.timeseries import autocorrelation_time
 from .candidates import Candidate
 from .observables import bond_count, disordered_floor, order_parameter, warren_cowley
 
