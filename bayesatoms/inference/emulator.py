@@ -71,8 +71,8 @@ class BatchEmulator(Protocol):
     @property
     def random(self) -> NDArray[np.float64]: ...
 
-    def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
-        """Moments at many points of the pool's coordinates (m, ...), and their support (m,)."""
+    def batch(self, couplings: NDArray[np.float64], *, histogram: bool = True) -> tuple[Moments, NDArray[np.float64]]:
+        """Moments at many points of the pool's coordinates (m, ...), and their support (m,); histograms of no class where not asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,22 +243,19 @@ class ImageEmulator:
         self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean class frequencies at union couplings (m, q), and their support; `keep` leaves out snapshots (for a jackknife)."""
-        weights = self.reweighting.weights(couplings)
-        if keep is not None:
-            weights = weights * keep
-            weights /= weights.sum(axis=1, keepdims=True)
-        n_classes = self.counts.shape[1]
-        return weights @ self.table[:, -n_classes:], 1 / (weights**2).sum(axis=1) / self.reweighting.records.mean()
+        table = self.table[:, -self.counts.shape[1] :]
+        if keep is None:
+            found, records = self.reweighting.averages(couplings, table)
+            return found, records / self.reweighting.records.mean()
+        weights = self.reweighting.weights(couplings) * keep
+        weights /= weights.sum(axis=1, keepdims=True)
+        return weights @ table, 1 / (weights**2).sum(axis=1) / self.reweighting.records.mean()
 
-    def batch(self, couplings: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
-        """Moments at many couplings (m, q) at once, and their support (m,)."""
-        parts, records = [], []
-        for block in np.array_split(couplings, max(1, len(couplings) // 32)):
-            weights = self.reweighting.weights(block)
-            parts.append(weights @ self.table)
-            records.append(1 / (weights**2).sum(axis=1))
-        effective = np.concatenate(records)
-        return self._from_averages(np.concatenate(parts), effective), effective / self.reweighting.records.mean()
+    def batch(self, couplings: NDArray[np.float64], *, histogram: bool = True) -> tuple[Moments, NDArray[np.float64]]:
+        """Moments at many couplings (m, q) at once, and their support (m,); without the histogram in half the time."""
+        wanted = self.table if histogram else self.table[:, : -self.counts.shape[1]]
+        averages, effective = self.reweighting.averages(couplings, wanted)
+        return self._from_averages(averages, effective), effective / self.reweighting.records.mean()
 
     def of_chains(self, chains: NDArray[np.intp]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments of whole chains by their own records alone, and how many those are; independent of one another."""

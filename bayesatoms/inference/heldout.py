@@ -235,12 +235,9 @@ def fisher(image: ImageEmulator, union: NDArray[np.float64]) -> NDArray[np.float
     """Fisher information (n, q, q) of one image at couplings (n, q): Cov(F) of the box by the window's share of each term."""
     features, q = image.reweighting.features, union.shape[1]
     products = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)
-    table, found = np.column_stack([features, products]), []
-    for block in np.array_split(union, max(1, len(union) // 32)):
-        averages = image.reweighting.weights(block) @ table
-        mean = averages[:, :q]
-        found.append(averages[:, q:].reshape(-1, q, q) - mean[:, :, None] * mean[:, None, :])
-    return np.concatenate(found) * np.sqrt(np.outer(image.shares, image.shares))
+    averages, _ = image.reweighting.averages(union, np.column_stack([features, products]))
+    mean = averages[:, :q]
+    return (averages[:, q:].reshape(-1, q, q) - mean[:, :, None] * mean[:, None, :]) * np.sqrt(np.outer(image.shares, image.shares))
 
 
 Predicted = Natural | NDArray[np.float64]  # calibrated: what to make of a statistic; independent: histograms (m, classes)

@@ -108,21 +108,24 @@ def bounded(ratio: Any, value: Any, end: Moments, begin: Moments, n_given: int, 
     return apart + _BOUND * xp.tanh((ratio - apart) / _BOUND)
 
 
-Batch = Callable[[NDArray[np.float64]], tuple[Moments, NDArray[np.float64]]]
+Batch = Callable[..., tuple[Moments, NDArray[np.float64]]]  # of an emulator, see `BatchEmulator`
 
 
 def from_origin(batch: Batch, origin: NDArray[np.float64], points: NDArray[np.float64], n_given: int) -> Natural:
     """The quasi-likelihood at points (m, c) of an image's coordinates over that at `origin` (c,); slope (m, d), constant (m,)."""
-    nodes = origin + NODES[:, None, None] * (points - origin)
-    flat = batch(nodes.reshape(-1, points.shape[1]))[0]
-    shape = nodes.shape[:2]
-    mean, lower = flat.mean.reshape(*shape, -1), flat.lower.reshape(*shape, *flat.lower.shape[1:])
-    return natural(Moments(mean, lower, None), n_given)
+    nodes = origin + NODES[1:, None, None] * (points - origin)
+    flat = batch(np.concatenate([origin[None], nodes.reshape(-1, points.shape[1])]), histogram=False)[0]
+
+    def spread(part: NDArray[np.float64]) -> NDArray[np.float64]:
+        first = np.broadcast_to(part[0], (1, len(points), *part.shape[1:]))  # all lines begin there
+        return np.concatenate([first, part[1:].reshape(*nodes.shape[:2], *part.shape[1:])])
+
+    return natural(Moments(spread(flat.mean), spread(flat.lower), None), n_given)
 
 
 def path(batch: Batch, origin: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
     """Places (n, c) that lie between: corners of as many lines as the statistic moves by six standard deviations, both ends included."""
-    ends = batch(np.stack([origin, end]))[0]
+    ends = batch(np.stack([origin, end]), histogram=False)[0]
     moved = np.linalg.norm(np.linalg.solve(ends.lower[0], ends.mean[1] - ends.mean[0]))
     lines = int(np.clip(np.ceil(moved / _STEP), 1, _MOST))
     return origin + np.linspace(0, 1, lines + 1)[:, None] * (end - origin)

@@ -13,6 +13,7 @@ norm of its gradient is part of the answer and is checked on every run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +21,11 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from ..errors import CheckError, InputError
+from .boltzmann import boltzmann, responsibilities
 
 GRADIENT_BAR = 1e-8  # of the mean log-likelihood a record; above it the free energies are not solved
+
+_TOGETHER = 32  # couplings at once: their weights stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +101,13 @@ class Reweighting:
             )
         centre = features.mean(axis=0)
         centred = features - centre
-        negative = -(centred @ couplings.T)  # -u, (n, K)
+        negative = np.ascontiguousarray(-(centred @ couplings.T))  # -u, (n, K)
         guess = _trapezoid(centred, couplings, records) if start is None else np.asarray(start, dtype=float)
         if not (np.isfinite(negative).all() and np.isfinite(guess).all()):
             raise InputError("features, couplings or the start of the free energies are not finite")
         f, norm = _solve(negative, records, guess, iterations)
-        mixture = logsumexp(negative + (f + np.log(records)), axis=1)
+        mixture = np.empty(len(features))
+        responsibilities(negative, f + np.log(records), np.empty_like(negative), mixture)
         return cls(centred, centre, couplings, records, f, norm, mixture)
 
     def check(self) -> None:
@@ -113,14 +118,32 @@ class Reweighting:
                 "start from the default guess or allow more iterations"
             )
 
+    @cached_property
+    def _columns(self) -> NDArray[np.float64]:
+        """Features one after the other, (q, n)."""
+        return np.ascontiguousarray(self.features.T)
+
+    def _factors(self, couplings: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (m, n) before they are normalised, their sums and sums of squares (m, 2)."""
+        raw, sums = np.empty((len(couplings), len(self.features))), np.empty((len(couplings), 2))
+        boltzmann(np.ascontiguousarray(couplings), self._columns, self.log_mixture, raw, sums)
+        return raw, sums
+
     def weights(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """Normalised weights of all snapshots at couplings (q,) or (m, q); shape (n,) or (m, n)."""
-        raw = np.asarray(couplings, dtype=float) @ -self.features.T
-        raw -= self.log_mixture
-        raw -= raw.max(axis=-1, keepdims=True)
-        np.exp(raw, out=raw)
-        raw /= raw.sum(axis=-1, keepdims=True)
-        return raw
+        w = np.asarray(couplings, dtype=float)
+        raw, sums = self._factors(np.atleast_2d(w))
+        raw /= sums[:, :1]
+        return raw.reshape(*w.shape[:-1], -1)
+
+    def averages(self, couplings: NDArray[np.float64], table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Reweighted means (m, c) of the columns of a table (n, c) at couplings (m, q), and the effective records (m,) there."""
+        means, effective = np.empty((len(couplings), table.shape[1])), np.empty(len(couplings))
+        for first in range(0, len(couplings), _TOGETHER):
+            some = slice(first, first + _TOGETHER)
+            raw, sums = self._factors(couplings[some])
+            means[some], effective[some] = raw @ table / sums[:, :1], sums[:, 0] ** 2 / sums[:, 1]
+        return means, effective
 
     def log_z(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """ln Z at couplings (q,) or (m, q), up to one constant of the pool; differences are what counts."""
@@ -128,8 +151,9 @@ class Reweighting:
         return logsumexp(-(w @ self.features.T) - self.log_mixture, axis=-1) - w @ self.centre
 
     def effective_records(self, couplings: ArrayLike) -> NDArray[np.float64]:
-        """Kish's effective number of records, 1 / sum of squared weights."""
-        return 1 / (self.weights(couplings) ** 2).sum(axis=-1)
+        """Kish's effective number of records, 1 / sum of squared weights, at couplings (q,) or (m, q)."""
+        w = np.asarray(couplings, dtype=float)
+        return self.averages(np.atleast_2d(w), self.features[:, :0])[1].reshape(w.shape[:-1])
 
     def support(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """Effective records in units of one chain's mean length: below 0.05 there is no support."""
@@ -148,21 +172,18 @@ def _solve(negative: NDArray, records: NDArray, f: NDArray, iterations: int) -> 
     """Minimise mean_n [logsumexp_k(ln n_k + f_k - u_kn)] - sum_k n_k f_k / n over f, one of which is fixed."""
     share, log_records = records / records.sum(), np.log(records)
 
-    def responsibilities(f: NDArray) -> tuple[float, NDArray]:
-        logits = negative + (f + log_records)
-        top = logits.max(axis=1, keepdims=True)
-        p = np.exp(logits - top)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        return float(np.mean(top + np.log(total)) - share @ f), p
+    def shares(f: NDArray) -> tuple[float, NDArray]:
+        p, log_total = np.empty_like(negative), np.empty(len(negative))
+        responsibilities(negative, f + log_records, p, log_total)
+        return float(np.mean(log_total) - share @ f), p
 
     def objective(f: NDArray) -> tuple[float, NDArray]:
-        value, p = responsibilities(f)
+        value, p = shares(f)
         return value, p.mean(axis=0) - share
 
     # BFGS is safe far out, where the Hessian is singular; Newton then gains the digits
     f = minimize(objective, f - f.mean(), jac=True, method="L-BFGS-B", options={"maxiter": min(500, 5 * iterations), "gtol": 1e-5}).x
-    value, p = responsibilities(f)
+    value, p = shares(f)
     for _ in range(iterations):
         gradient = p.mean(axis=0) - share
         if np.linalg.norm(gradient) <= 0.1 * GRADIENT_BAR:
@@ -171,7 +192,7 @@ def _solve(negative: NDArray, records: NDArray, f: NDArray, iterations: int) -> 
         # the constant direction is null; f is kept at mean zero by the pseudo-inverse
         step, scale = -np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0], 1.0
         while scale > 1e-6:
-            trial_value, trial_p = responsibilities(f + scale * step)
+            trial_value, trial_p = shares(f + scale * step)
             # near the minimum the value no longer resolves a step: then the gradient must shrink
             if trial_value < value or np.linalg.norm(trial_p.mean(axis=0) - share) < np.linalg.norm(gradient):
                 break

@@ -93,10 +93,11 @@ class VariedEmulator:
         """The random alloy, as the image is (q + a,)."""
         return np.r_[self.middle.random, self.places[:, 1]]
 
-    def batch(self, points: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
+    def batch(self, points: NDArray[np.float64], *, histogram: bool = True) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at points (m, q + a), and the least support (m,) of the emulators used."""
         a = len(self.places)
-        return self._between([e.batch(points[:, :-a]) for e in (self.middle, *(e for pair in self.sides for e in pair))], points[:, -a:])
+        each = (self.middle, *(e for pair in self.sides for e in pair))
+        return self._between([e.batch(points[:, :-a], histogram=histogram) for e in each], points[:, -a:])
 
     def of_chains(self, chains: NDArray[np.intp], own: NDArray[np.float64]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments of whole chains by their own records alone, at own coordinates (chains, a), and how many those are."""
