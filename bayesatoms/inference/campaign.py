@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from .quasi import path, stones
 from .reuse import Box, Point, Simulated, geometry, identity
 from .smooth import SmoothEmulator
 from .statistic import Statistic, union
+from .threads import side_by_side
 from .variation import Variant, VariedEmulator, middle, variants
 
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
@@ -185,18 +187,12 @@ class Campaign:
         """Chains of every image, from the pool (the past campaign's too) or run, and the pool solved anew."""
         found = self._chains(points)
         self.design.extend(points)
-        for o in self.observations:
-            name = np.frombuffer(o.name.encode(), np.uint8)
-            for p in (p for p in points if p.image in (None, o.name)):
-                for number, (variant, records) in enumerate(zip(self.variants[o.name], self.records[o.name], strict=True)):
-                    # the operator's random numbers follow from the image and the chain's place, not from the round
-                    rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(records), *name, *([number] if number else [])]))
-                    key, chain = found[o.name, number, p]
-                    records.append(Records.of(chain, variant.operator, rng))
-                    if key not in self.counted:
-                        self.counted.add(key)
-                        self.moves += chain.moves
-        images = {o.name: self._emulate(o, 0) for o in self.observations}
+        side_by_side(partial(self._see, points, found), self.observations, self.threads)
+        for key, chain in found.values():
+            if key not in self.counted:
+                self.counted.add(key)
+                self.moves += chain.moves
+        images = dict(zip(self.records, side_by_side(partial(self._emulate, variant=0), self.observations, self.threads), strict=True))
         varied = {}
         for o in self.observations:
             if len(self.variants[o.name]) > 1:
@@ -209,6 +205,15 @@ class Campaign:
                 varied[o.name] = VariedEmulator(images[o.name], pairs, places)
         self.emulator = Emulator(self.names, images, self.statistic, varied, not self.nuisances.composition)
         return self.emulator
+
+    def _see(self, points: Sequence[Point], found: Mapping[tuple[str, int, Point], tuple[str, Chain]], o: Observation) -> None:
+        """One image's records of new chains, as each of its variants shows them."""
+        name = np.frombuffer(o.name.encode(), np.uint8)
+        for number, (variant, records) in enumerate(zip(self.variants[o.name], self.records[o.name], strict=True)):
+            for p in (p for p in points if p.image in (None, o.name)):
+                # the operator's random numbers follow from the image and the chain's place, not from the round
+                rng = np.random.default_rng(np.random.SeedSequence([self.seed, len(records), *name, *([number] if number else [])]))
+                records.append(Records.of(found[o.name, number, p][1], variant.operator, rng))
 
     def _chains(self, points: Sequence[Point]) -> dict[tuple[str, int, Point], tuple[str, Chain]]:
         """Key and chain of each point, by image and variant; those that have none yet are run, ladders as a whole."""
@@ -235,6 +240,11 @@ class Campaign:
     def _recipe(self, image: str, p: Point, variant: int = 0) -> DesignPoint:
         atoms = self.variants[image][variant].atoms
         return DesignPoint(self.compiled[image], np.array(p.couplings), atoms, p.samples, p.sweeps, p.burn, p.seed)
+
+    @property
+    def threads(self) -> int:
+        """Threads for what is not simulation: executors are for chains alone."""
+        return self.workers if isinstance(self.workers, int) else 1
 
     @property
     def exchanging(self) -> set[str]:
@@ -352,7 +362,7 @@ class Campaign:
                 break
             points = [p for r in active for p in (*self._recipes(self._points(r, number), r.parameters), *self._stones(r))]
             self.gather(self._exchange(list(dict.fromkeys(points)), active))
-            regions = [self._advance(r, number) for r in regions]
+            regions = side_by_side(partial(self._advance, number=number), regions, self.threads)
             self._remember(number, regions)
         return regions
 

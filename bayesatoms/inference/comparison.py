@@ -34,6 +34,7 @@ from .pointwise import K_BAR, Atoms, Consistency, atoms, consistency, difference
 from .posterior import Result
 from .predictive import simulated_p_values
 from .priors import PRIOR_SCALES, mismatched
+from .threads import side_by_side
 
 ROPE = 0.05  # kT: couplings nearer to zero than this count as none unless told otherwise
 _REMAIN = 0.95
@@ -198,17 +199,21 @@ def compare(result: Result, *, rope: float = ROPE) -> Comparison:
     """
     models = [fit.model for fit in result.fits.values()]
     least, nested = _least_distances(result, models)
-    integrals = {s: {m.name: evidence(result, result[m.name], s) for m in models} for s in PRIOR_SCALES}
+    asked = [(s, m) for s in PRIOR_SCALES for m in models]
+    integrated = side_by_side(lambda each: evidence(result, result[each[1].name], each[0]), asked, result.threads)
+    integrals: dict[float, dict[str, Integral]] = {s: {} for s in PRIOR_SCALES}
+    for (scale, model), found in zip(asked, integrated, strict=True):
+        integrals[scale][model.name] = found
     weights = {s: _weights({n: i.log_z for n, i in by_model.items()}) for s, by_model in integrals.items()}
     noise = evidence_noise(result, weights=weights[1.0])
     greatest = {m.name: greatest_log_likelihood(result, result[m.name]) for m in models}
     scores = _scores(result, models)
     shifts = misfit(result)
-    rows = {}
-    for model in sorted(models, key=lambda m: -weights[1.0][m.name]):
+
+    def row(model: Hamiltonian) -> Row:
         name, k = model.name, len(model.terms)
         effective = penalty(result, model, least[name].couplings, _generator(result, name, 1))
-        rows[name] = Row(
+        return Row(
             name=name,
             couplings=k,
             least=least[name],
@@ -230,6 +235,9 @@ def compare(result: Result, *, rope: float = ROPE) -> Comparison:
             practical=practical(model.names, judged(result[name]).flat, rope),
             shifts=tuple(s for s in shifts if s.model == name),
         )
+
+    heaviest = sorted(models, key=lambda m: -weights[1.0][m.name])
+    rows = dict(zip((m.name for m in heaviest), side_by_side(row, heaviest, result.threads), strict=True))
     checks = {
         f"nested: {a} in {b}": _both(nested_check(a, least[a], b, least[b]), likelihood_check(a, rows[a], b, rows[b])) for a, b in nested
     }

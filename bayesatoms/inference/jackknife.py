@@ -19,6 +19,7 @@ from .densities import pool_log_likelihoods
 from .emulator import Emulator, ImageEmulator
 from .posterior import Result
 from .reweighting import Reweighting
+from .threads import side_by_side
 from .variation import VariedEmulator
 
 GROUPS = 8
@@ -131,11 +132,12 @@ def evidence_noise(result: Result, groups: int = GROUPS, weights: Mapping[str, f
     names = tuple(result.fits)
     draws = {name: everywhere(result, result[name], _some(result, name)) for name in names}
     whole = {name: _totals(result, result.emulator, name, draws[name]) for name in names}
-    shifts = np.zeros((groups, len(names)))
-    for g, rest in enumerate(left_out(result.emulator, groups)):
-        for m, name in enumerate(names):
-            ratio = _totals(result, rest, name, draws[name]) - whole[name]
-            shifts[g, m] = logsumexp(ratio) - np.log(len(ratio))
+
+    def without(rest: Emulator) -> list[float]:
+        ratios = [_totals(result, rest, name, draws[name]) - whole[name] for name in names]
+        return [logsumexp(ratio) - np.log(len(ratio)) for ratio in ratios]
+
+    shifts = np.array(side_by_side(without, left_out(result.emulator, groups), result.threads))
     return Noise(names, shifts, None if weights is None else np.array([weights[n] for n in names]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from .reweighting import GRADIENT_BAR
 from .sampling import Posterior, sample
 from .smooth import SmoothEmulator
 from .statistic import Statistic
+from .threads import side_by_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class Result:
     """What `infer` returns; ``result["P1"]`` is the fit of that model.
 
     `simulated` says which chains it rests on, `notes` what a reader must know of how it was made, `identified` which
-    couplings these images can tell at all, found before anything was simulated.
+    couplings these images can tell at all, found before anything was simulated. `threads` may work on it at once.
     """
 
     fits: Mapping[str, Fit]
@@ -91,6 +93,7 @@ class Result:
     simulated: Simulated | None = None
     notes: tuple[str, ...] = ()
     identified: Identifiability | None = None
+    threads: int = 1
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -241,11 +244,15 @@ def infer(
         KINDS if likelihood in KINDS else (*KINDS, likelihood),
     )  # fmt: skip
     timing = {"simulate": time.perf_counter() - clock}
-    clock, report, fits = time.perf_counter(), reporter(progress), {}
-    for number, model in enumerate(models, 1):
+    clock, report, done = time.perf_counter(), reporter(progress), itertools.count(1)
+
+    def fit(model: Hamiltonian) -> Fit:
         own = {r.kind: r for r in regions if r.model is model}
-        fits[model.name] = _fit(campaign, model, own, likelihood)
-        report("sample", number, len(models))
+        found = _fit(campaign, model, own, likelihood)
+        report("sample", next(done), len(models))
+        return found
+
+    fits = dict(zip((m.name for m in models), side_by_side(fit, models, campaign.threads), strict=True))
     timing["sample"] = time.perf_counter() - clock
     assert campaign.emulator is not None
     s, chains = campaign.settings, len(campaign.counted)
@@ -260,7 +267,7 @@ def infer(
         simulation["chains_reused"] = chains - simulation["chains_simulated_now"]
     return Result(
         fits, observations, campaign.emulator, campaign.statistic, campaign.settings, seed, likelihood, campaign.history, simulation,
-        timing, simulated=campaign.simulated(regions), identified=identified,
+        timing, simulated=campaign.simulated(regions), identified=identified, threads=campaign.threads,
         notes=(*(f"{note}: simulated anew." for note in campaign.notes), *_temperature_note(observations, nuisances)),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
-from .moments import Moments, normal_log_density
+from .moments import Moments, columns, normal_log_density, triangle
 
 _PLACES = 6  # nodes of a line, its ends included
 _BOUND = 8.0  # by which it may differ from the Normal density's about a posterior
@@ -80,13 +80,13 @@ def natural(moments: Moments, n_given: int, xp: ModuleType = np) -> Natural:
     (1.896362, 1.896362)
     """
     d = moments.mean.shape[-1]
-    slope = xp.tensordot(xp.asarray(DERIVATIVE), moments.mean, axes=1)
-    lower, z, a = moments.lower, [], [None] * d
+    slope = columns(xp.tensordot(xp.asarray(DERIVATIVE), moments.mean, axes=1), xp)
+    rows, z, a = triangle(moments.lower, xp), [], [None] * d
     for i in range(d):  # forward and back substitution: d is 2 to 6, and this compiles to a few fused lines
-        z.append((slope[..., i] - sum(lower[..., i, j] * z[j] for j in range(i))) / lower[..., i, i])
+        z.append((slope[i] - sum(rows[i][j] * z[j] for j in range(i))) / rows[i][i])
     for i in reversed(range(d)):
         known = z[i] if i >= n_given else xp.zeros_like(z[i])
-        a[i] = (known - sum(lower[..., j, i] * a[j] for j in range(i + 1, d))) / lower[..., i, i]
+        a[i] = (known - sum(rows[j][i] * a[j] for j in range(i + 1, d))) / rows[i][i]
     weights = xp.stack(a, axis=-1)
     constant = (weights * moments.mean).sum(axis=-1)
     return Natural(xp.tensordot(xp.asarray(WEIGHTS), weights, axes=1), xp.tensordot(xp.asarray(WEIGHTS), constant, axes=1))

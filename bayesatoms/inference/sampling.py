@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 
 from ..observation import Observation
 from .campaign import KINDS, Settings
-from .compilation import remember_compilations
+from .compilation import TRACING, program
 from .densities import log_likelihoods
 from .likelihood import CalibratedDistance, ExactLikelihood, IndependentDistance
 from .smooth import SmoothEmulator
+
+_ACCEPTED = 0.9
+_FIELDS = ("diverging", "energy", "accept_prob", "num_steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,37 +103,54 @@ def batches(smooth: SmoothEmulator, observations: Sequence[Observation]) -> list
     return list(groups.values())
 
 
+def sampler(
+    observations: Sequence[Observation], smooth: SmoothEmulator, kind: str, settings: Settings, *given: Any
+) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+    """NUTS compiled for a key, the smooth emulator's numbers and what was seen: it returns draws and what NUTS says of them.
+
+    Numbers are arguments, not constants: then one program serves all posteriors of the same form.
+    """
+    import jax
+    from numpyro.infer import MCMC, NUTS, init_to_value
+    from numpyro.infer.util import potential_energy
+
+    names = smooth.parameters.names
+
+    def model(numbers: Any, observed: Any) -> None:
+        numpyro_model(observations, smooth.with_numbers(numbers), kind, observed)
+
+    def run(key: Any, numbers: Any, observed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        start = {n: numbers["own"]["centre"][a] for a, n in enumerate(names)}
+        kernel = NUTS(model, init_strategy=init_to_value(values=start), dense_mass=True, target_accept_prob=_ACCEPTED)
+        mcmc = MCMC(
+            kernel, num_warmup=settings.warmup, num_samples=settings.draws, num_chains=settings.parallel,
+            chain_method="vectorized", progress_bar=False,
+        )  # fmt: skip
+        mcmc.run(jax.random.wrap_key_data(key), numbers, observed, extra_fields=_FIELDS)
+        return mcmc.get_samples(group_by_chain=True), mcmc.get_extra_fields(group_by_chain=True)
+
+    def potential(numbers: Any, observed: Any, values: Any) -> Any:
+        return potential_energy(model, (numbers, observed), {}, values)
+
+    with TRACING:
+        target = jax.jit(potential).lower(*given[1:], dict.fromkeys(names, 0.0)).as_text()
+    lengths = f"{settings.warmup} {settings.draws} {settings.parallel}"
+    # the density with all its constants and transformations, the lengths, and this very code
+    return program(run, *given, made_from=[target, lengths, Path(__file__).read_bytes()])
+
+
 def sample(observations: Sequence[Observation], smooth: SmoothEmulator, kind: str, seed: int, settings: Settings) -> Posterior:
     """NUTS on a smooth emulator (Hoffman and Gelman, J. Mach. Learn. Res. 15, 1593, 2014; numpyro's)."""
     import jax
     from arviz_stats.base import array_stats
-    from numpyro.infer import MCMC, NUTS, init_to_value
 
     names, k = smooth.parameters.names, len(smooth.model.names)
-    values = {n: smooth.centre[a] for a, n in enumerate(names)}
-    kernel = NUTS(
-        # numbers as arguments, not as constants: then one compiled program serves all posteriors of the same shape
-        lambda numbers, observed: numpyro_model(observations, smooth.with_numbers(numbers), kind, observed),
-        init_strategy=init_to_value(values=values), dense_mass=True, target_accept_prob=0.9,
-    )  # fmt: skip
-    mcmc = MCMC(
-        kernel,
-        num_warmup=settings.warmup,
-        num_samples=settings.draws,
-        num_chains=settings.parallel,
-        chain_method="vectorized",
-        progress_bar=False,
-        jit_model_args=True,
-    )
     words = np.random.SeedSequence(
         [seed, (*KINDS, "exact").index(kind), *np.frombuffer(smooth.model.name.encode(), np.uint8)]
     ).generate_state(1)
-    remember_compilations()
-    extra_fields = ("diverging", "energy", "accept_prob", "num_steps")
-    mcmc.run(jax.random.key(int(words[0])), smooth.numbers(), seen(observations, smooth, kind), extra_fields=extra_fields)
-    found = mcmc.get_samples(group_by_chain=True)
-    draws = np.stack([np.asarray(found[n]) for n in names], axis=-1)
-    extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
+    given = (jax.random.key_data(jax.random.key(int(words[0]))), smooth.numbers(), seen(observations, smooth, kind))
+    found, extra = (jax.tree.map(np.asarray, part) for part in sampler(observations, smooth, kind, settings, *given)(*given))
+    draws = np.stack([found[n] for n in names], axis=-1)
     likelihoods = log_likelihoods(smooth, observations, kind, draws.reshape(-1, draws.shape[-1]))
     rhat = np.array([array_stats.rhat(draws[..., a], chain_axis=0, draw_axis=1) for a in range(draws.shape[-1])])
     ess = np.array([array_stats.ess(draws[..., a], chain_axis=0, draw_axis=1) for a in range(draws.shape[-1])])
