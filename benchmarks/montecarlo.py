@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from bayesatoms.environments import Environments
 from bayesatoms.hamiltonian import Cluster, Compiled, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
+from bayesatoms.montecarlo.averages import Averages
 from bayesatoms.montecarlo.design import DesignPoint
 from bayesatoms.montecarlo.engine import run_chain, run_chains
 from bayesatoms.montecarlo.ensembles import Ensemble, SemiGrand
@@ -306,21 +307,19 @@ def map_(given: argparse.Namespace) -> None:
     points = np.column_stack([-2 * j1.reshape(-1), -2 * j2.reshape(-1)])
     counts = (work.atoms, work.side**2 - work.atoms)
 
-    def histograms(samples: int, seed: int) -> tuple[NDArray[np.float64], list, float]:
+    def histograms(samples: int, seed: int) -> tuple[NDArray[np.float64], float, float]:
+        """Histograms of all points, the time they took, and the time their gradients took beside it."""
         clock = time.process_time()
         recipe = {"counts": counts, "samples": samples, "sweeps": 12.0, "burn": 1700.0, "seed": seed, "kernel": "lanes"}
         chains = Pool().run([DesignPoint(compiled, w, **recipe) for w in points])
-        found = np.array([operator.counts(c.snapshots, np.random.default_rng(0)).mean(axis=0) for c in chains])
-        return found / operator.n, chains, time.process_time() - clock
+        seen = [operator.counts(c.snapshots, np.random.default_rng(0)) for c in chains]
+        clock, seconds = time.process_time(), time.process_time() - clock
+        found = [Averages.of(s / operator.n, c.features, blocks=min(16, samples // 2)) for s, c in zip(seen, chains, strict=True)]
+        assert all(np.isfinite(f.gradient).all() for f in found)
+        return np.array([f.mean for f in found]), seconds, time.process_time() - clock
 
-    histograms(2, 0)  # compiled
-    short, chains, seconds = histograms(700, 1)
-    clock = time.process_time()
-    for chain in chains:
-        seen = operator.counts(chain.snapshots, np.random.default_rng(0)) / operator.n
-        apart = chain.features - chain.features.mean(axis=0)
-        seen.T @ apart / len(apart)
-    gradients = time.process_time() - clock
+    histograms(4, 0)  # compiled
+    short, seconds, gradients = histograms(700, 1)
     truth, _, _ = histograms(7000, 2)
     s = np.sqrt(((short - truth) ** 2).sum(axis=1))
     print(f"\n== 512 points of W2, 700 records of 12 sweeps each: {seconds:.1f} s of one core; with gradients {seconds + gradients:.1f} s")

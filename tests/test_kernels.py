@@ -16,14 +16,17 @@ from conftest import seed_of
 from exact import kaufman_log_z
 from scipy import stats
 
+from bayesatoms.environments import Environments
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
+from bayesatoms.montecarlo.averages import Averages
 from bayesatoms.montecarlo.engine import KERNELS, choose, run_chains
 from bayesatoms.montecarlo.ensembles import Canonical, Constrained, SemiGrand
 from bayesatoms.montecarlo.monomials import expand
 from bayesatoms.montecarlo.timeseries import mean
 from bayesatoms.montecarlo.work import Work
+from bayesatoms.window import Operator, Window
 
 SIGMA, ALARM = 4.0, 1e-4
 AB = ("A", "B")
@@ -270,18 +273,38 @@ def test_nothing_drifts(kernel, moves):
 
 
 def test_fluctuations_give_the_gradient():
-    """d<F>/dw = -cov(F): against the difference of exact means either side."""
+    """d<A>/dw = -cov(A, F), of features and of classes of environments: against the difference of exact means either side."""
     compiled, couplings = model("pairs")
     start = start_of(16, 4).astype(np.uint8)
-    chains = run_chains(compiled, np.tile(couplings, (64, 1)), start, samples=3000, burn=50, sweeps=2, seeds=seed_of("gradient").spawn(64))
-    found = np.array([-np.cov(c.features.T) for c in chains])
-    exact = np.zeros((2, 2))
+    length = {"samples": 3000, "burn": 50, "sweeps": 2, "seeds": seed_of("gradient").spawn(64)}
+    chains = run_chains(compiled, np.tile(couplings, (64, 1)), start, **length)
+    states = (np.arange(2**16)[:, None] >> np.arange(16) & 1).astype(np.uint8)
+    states = states[some := states.sum(axis=1) == 4]
+    cell = Lattice.triangular().supercell((4, 4))
+    environments = Environments(cell.lattice, AB)
+    operator = Operator(environments, Window(cell.sites, whole=cell.shape), cell)
+
+    def seen(snapshots: np.ndarray) -> np.ndarray:
+        return operator.counts(snapshots, np.random.default_rng(0)) / operator.n
+
+    parts = [Averages.of(np.column_stack([c.features, seen(c.snapshots)]), c.features) for c in chains]
+    found, exact, mean = Averages.joined(parts), [], []
     for k in range(2):
         step = 1e-4 * np.eye(2)[k]
-        high, features = density(compiled, couplings + step, Canonical(), start)
-        low, _ = density(compiled, couplings - step, Canonical(), start)
-        exact[:, k] = (high - low) @ features / 2e-4
-    assert (np.abs(found.mean(axis=0) - exact) < SIGMA * found.std(axis=0, ddof=1) / 8).all()
+        ends = [density(compiled, couplings + side * step, Canonical(), start) for side in (1, -1)]
+        table = np.column_stack([ends[0][1][some], seen(states)])
+        exact.append((ends[0][0] - ends[1][0])[some] @ table / 2e-4)
+        mean.append((ends[0][0] + ends[1][0])[some] @ table / 2)
+    vary = found.error > 0
+    assert vary.sum() >= 10
+    assert (np.abs(found.mean - np.mean(mean, axis=0))[vary] < SIGMA * found.error[vary]).all()
+    off = np.abs(found.gradient - np.transpose(exact))[vary]
+    assert (off < SIGMA * found.gradient_error[vary]).all()
+    assert (np.abs(found.gradient)[vary] > SIGMA * found.gradient_error[vary]).mean() > 0.8, "the errors are small beside what is tested"
+    alone = np.array([p.gradient for p in parts])  # 64 chains tell the error without blocks
+    assert np.allclose(alone.std(axis=0, ddof=1)[vary] / 8, found.gradient_error[vary], rtol=0.35)
+    with pytest.raises(InputError, match="2 records a block"):
+        Averages.of(np.zeros((20, 1)), np.zeros((20, 1)))
 
 
 def test_expansion_is_the_hamiltonian():
