@@ -3,6 +3,7 @@
 prior     data sets with couplings from Normal(0, SD) for each model, on the four published windows and compositions
 fresh     some of them again, each through the public `infer` with a pool of its own: do the shared pool's answers agree?
 errors    2 and 5 % wrong labels on one triangular alloy, modelled and ignored
+window    an open window with 3 % wrong labels and 1 % of its sites missing
 random    the random alloy as the truth: how often is w = 0 inside the 95 % interval?
 held-out  the published images themselves: calibration near their own posterior, from held-out chains
 """
@@ -18,7 +19,7 @@ import numpy as np
 from numpyro import distributions as dist
 
 from bayesatoms import catalogue
-from bayesatoms.configuration import Configuration
+from bayesatoms.configuration import UNSEEN, Configuration
 from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.inference.calibration import calibrate
 from bayesatoms.inference.campaign import Settings
@@ -44,12 +45,13 @@ def _with_prior(model: Hamiltonian, sd: float) -> Hamiltonian:
     return Hamiltonian(model.name, *terms, lattice=model.lattice, species=model.species)
 
 
-def alloy(x: float = 0.3, side: int = 24, label_error: float = 0.0) -> tuple[Hamiltonian, Observation]:
+def alloy(x: float = 0.3, side: int = 24, label_error: float = 0.0, missing: float = 0.0) -> tuple[Hamiltonian, Observation]:
     """A triangular alloy with two pair couplings, and an image's window of it; x is the composition as labelled."""
     lattice, species = Lattice.triangular(0.316), ("A", "B")
     prior = dist.Normal(0, 0.25)
     terms = (Pair("A", "B", shell=1, name="w1", prior=prior), Pair("A", "B", shell=2, name="w2", prior=prior))
-    labels = Configuration.random(lattice, species, (side, side), (1 - x, x), np.random.default_rng(5)).labels[..., 0]
+    labels = Configuration.random(lattice, species, (side, side), (1 - x, x), np.random.default_rng(5)).labels[..., 0].copy()
+    labels[np.random.default_rng(6).random(labels.shape) < missing] = UNSEEN
     error = None if not label_error else np.array([[1 - label_error, label_error], [label_error, 1 - label_error]])
     return Hamiltonian("P2", *terms, lattice=lattice, species=species), Observation.from_labels(
         labels, lattice, species, name="image", label_error=error
@@ -110,6 +112,14 @@ def errors(options: argparse.Namespace) -> None:
             show(f"{100 * rate:g} % wrong labels, {said}", found, clock)
 
 
+def window(options: argparse.Namespace) -> None:
+    """Wrong labels and missing sites together."""
+    clock = time.perf_counter()
+    model, image = alloy(label_error=0.03, missing=0.01)
+    found = calibrate_prior(model, image, seed=options.seed, datasets=options.datasets, workers=options.workers)
+    show(f"open window of {image.n} environments, 3 % wrong labels, 1 % of the sites missing", found, clock)
+
+
 def random(options: argparse.Namespace) -> None:
     """The random alloy as the truth."""
     clock = time.perf_counter()
@@ -130,7 +140,7 @@ def held_out(options: argparse.Namespace) -> None:
     show("published images, held-out chains", calibrate(result, datasets=options.datasets), clock)
 
 
-SECTIONS = {"prior": prior, "fresh": fresh, "errors": errors, "random": random, "held-out": held_out}
+SECTIONS = {"prior": prior, "fresh": fresh, "errors": errors, "window": window, "random": random, "held-out": held_out}
 
 
 def main() -> None:
