@@ -38,6 +38,7 @@ from .statistic import Statistic, union
 from .threads import side_by_side
 from .variation import Variant, VariedEmulator, middle, variants
 
+_GROWTH = 4.0  # of the covariance of a region, where its posterior lies beyond it
 _LOOKS = 4  # passes over reused chains, at most, before new ones are run
 _REFITS = 3  # fits of one round at most, each where the last found the posterior
 _WIDER = 2.25  # first covariance over that of the posterior
@@ -468,7 +469,10 @@ class Campaign:
             return region
         draws = explore(smooth, self.observations, region.kind, rng)
         centre, cov, beyond = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T)), _astray(smooth, draws)
-        return replace(region, centre=centre, cov=region.cov if beyond else cov, draws=draws, smooth=smooth, beyond=beyond)
+        if beyond:  # there a width means nothing: look farther, but not wider than the priors
+            room = float((widths(region.parameters) ** 2 / np.diag(region.cov)).min())
+            cov = np.clip(room, 1.0, _GROWTH) * region.cov
+        return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, beyond=beyond)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
         for r in regions:
