@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,18 @@ def test_support_is_refused_where_the_pool_says_nothing(campaign):
         campaign.emulator.check_support({"w1": 2.0, "w2": -1.0})
     with pytest.raises(CheckError, match="points of the region have support"):
         SmoothEmulator.fit(campaign.emulator, MODEL, np.array([2.0, -1.0]), 1e-3 * np.eye(2), np.random.default_rng(0))
+
+
+def test_records_that_all_show_the_same_are_no_support(campaign):
+    """Of a rare species: what does not vary has no covariance, and the emulator must say so instead of failing."""
+    image = campaign.emulator.images["x0.5"]
+    flat, (i, j) = image.table.copy(), np.triu_indices(len(image.offset))
+    flat[:, 0] = 0.0
+    flat[:, len(image.offset) :][:, : len(i)][:, (i == 0) | (j == 0)] = 0.0
+    w = campaign.regions[0].draws[:3]
+    moments, support = replace(image, table=flat).batch(w)
+    assert (support == 0).all() and np.isfinite(moments.lower).all()
+    assert (image.batch(w)[1] > 0).all()
 
 
 def test_samples_of_the_calibrated_law_have_its_moments(campaign):

@@ -27,6 +27,7 @@ from .statistic import Statistic
 
 SUPPORT_BAR = 0.05  # effective records in units of one chain, below which there is no answer
 LOOKS = 6  # places of the window on each snapshot: their mean carries less of the window's own noise into m(w) and its slope
+_FLAT = 1e-12  # smallest eigenvalue of a covariance over its largest, below which it has none
 SLOW_BAR = 0.05  # share of the weight that chains out of equilibrium may carry
 
 
@@ -222,10 +223,10 @@ class ImageEmulator:
         raw = -(xp.asarray(self.reweighting.features) @ couplings) - self.reweighting.log_mixture
         weights = xp.exp(raw - raw.max())
         weights = weights / weights.sum()
-        return self._from_averages(weights @ self.table, 1 / xp.sum(weights**2), xp)
+        return self._from_averages(weights @ self.table, 1 / xp.sum(weights**2), xp)[0]
 
-    def _from_averages(self, averages: Any, records: Any, xp: ModuleType = np) -> Moments:
-        """Moments from averages of the table (..., columns) over so many effective records (...)."""
+    def _from_averages(self, averages: Any, records: Any, xp: ModuleType = np) -> tuple[Moments, Any]:
+        """Moments from averages of the table (..., columns) over so many effective records (...), and these: 0 without a covariance."""
         d = len(self.offset)
         i, j = np.triu_indices(d)
         mean = averages[..., :d]
@@ -237,7 +238,13 @@ class ImageEmulator:
         cov = (products @ place).reshape(*products.shape[:-1], d, d) * inflate[..., None, None]
         # where the weights sit on a few records there is no support and no covariance: any factor will do
         cov = xp.where((records < 2 * d)[..., None, None], xp.eye(d), cov)
-        return Moments(mean + self.offset, xp.linalg.cholesky(cov), averages[..., d + len(i) :])
+        try:
+            lower = xp.linalg.cholesky(cov)
+        except np.linalg.LinAlgError:  # of a rare species all records may show the same
+            values = np.linalg.eigvalsh(cov)
+            flat = values[..., 0] <= _FLAT * values[..., -1]
+            lower, records = np.linalg.cholesky(np.where(flat[..., None, None], np.eye(d), cov)), np.where(flat, 0.0, records)
+        return Moments(mean + self.offset, lower, averages[..., d + len(i) :]), records
 
     def histogram(
         self, couplings: NDArray[np.float64], keep: NDArray[np.bool_] | None = None
@@ -254,14 +261,14 @@ class ImageEmulator:
     def batch(self, couplings: NDArray[np.float64], *, histogram: bool = True) -> tuple[Moments, NDArray[np.float64]]:
         """Moments at many couplings (m, q) at once, and their support (m,); without the histogram in half the time."""
         wanted = self.table if histogram else self.table[:, : -self.counts.shape[1]]
-        averages, effective = self.reweighting.averages(couplings, wanted)
-        return self._from_averages(averages, effective), effective / self.reweighting.records.mean()
+        moments, effective = self._from_averages(*self.reweighting.averages(couplings, wanted))
+        return moments, effective / self.reweighting.records.mean()
 
     def of_chains(self, chains: NDArray[np.intp]) -> tuple[Moments, NDArray[np.float64]]:
         """Moments of whole chains by their own records alone, and how many those are; independent of one another."""
         stops = np.cumsum(self.reweighting.records).astype(int)
         averages = np.array([self.table[stops[c] - int(self.reweighting.records[c]) : stops[c]].mean(axis=0) for c in chains])
-        return self._from_averages(averages, self.reweighting.records[chains]), self.reweighting.records[chains]
+        return self._from_averages(averages, self.reweighting.records[chains])
 
     def fisher(self, couplings: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fisher information of what the window shows about the union couplings: Cov(F), by the share of each term's clusters."""
