@@ -27,8 +27,10 @@ def measure(workers: int, images: int, models: int) -> dict[str, float]:
     from bayesatoms.inference.posterior import infer
 
     found = catalogue.load("mos2_res2")
+    # those first that say most: one image of a rare species alone leaves couplings open far into the ordered phases
+    known = sorted(found.data, key=lambda o: -float(o.composition.prod()))
     clock = time.perf_counter()
-    result = infer(list(found.models)[:models], list(found.data)[:images], seed=0, workers=workers, progress=False)
+    result = infer(list(found.models)[:models], known[:images], seed=0, workers=workers, progress=False)
     seconds = dict(result.timing)
     clock, seconds["infer"] = time.perf_counter(), time.perf_counter() - clock
     compare(result)
@@ -75,7 +77,7 @@ def main() -> None:
                 rounds[n].append(run(caches, n))
         for n, runs in rounds.items():
             show(f"4 images, 4 models, {n} worker{'s' * (n > 1)}", runs)
-        for images, models in ((1, 4), (2, 4), (3, 4), (4, 2), (4, 3)):
+        for images, models in ((1, 4), (2, 4), (4, 2)):
             run(caches, most, images, models)
             runs = [run(caches, most, images, models) for _ in range(given.rounds)]
             show(f"{images} image{'s' * (images > 1)}, {models} models, {most} workers", runs)

@@ -44,20 +44,11 @@ def _exp(x: float) -> float:
     shifted = x * _LOG2E + _ROUND
     k = shifted - _ROUND
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    p = 1 / 6227020800.0
-    p = p * r + 1 / 479001600.0
-    p = p * r + 1 / 39916800.0
-    p = p * r + 1 / 3628800.0
-    p = p * r + 1 / 362880.0
-    p = p * r + 1 / 40320.0
-    p = p * r + 1 / 5040.0
-    p = p * r + 1 / 720.0
-    p = p * r + 1 / 120.0
-    p = p * r + 1 / 24.0
-    p = p * r + 1 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
+    r2 = r * r
+    r4 = r2 * r2  # by Estrin's scheme: no term waits for the one before it
+    low = (1.0 + r) + (0.5 + 1 / 6.0 * r) * r2 + ((1 / 24.0 + 1 / 120.0 * r) + (1 / 720.0 + 1 / 5040.0 * r) * r2) * r4
+    high = (1 / 40320.0 + 1 / 362880.0 * r) + (1 / 3628800.0 + 1 / 39916800.0 * r) * r2
+    p = low + (high + (1 / 479001600.0 + 1 / 6227020800.0 * r) * r4) * (r4 * r4)
     return p * _real((_bits(shifted) + int64(1023)) << int64(52))
 
 
@@ -85,8 +76,8 @@ def _largest(row: NDArray[np.float64]) -> float:
 
 
 @njit(**_free)
-def _reduced(couplings: NDArray, columns: NDArray, log_mixture: NDArray, low: int, out: NDArray[np.float64]) -> float:
-    """-w . F - log mixture of the records from `low` on; returns the largest."""
+def _reduced(couplings: NDArray, columns: NDArray, log_mixture: NDArray, low: int, out: NDArray[np.float64]) -> None:
+    """-w . F - log mixture of the records from `low` on."""
     mixture = log_mixture[low : low + len(out)]
     for i in range(len(out)):
         out[i] = -mixture[i]
@@ -94,7 +85,6 @@ def _reduced(couplings: NDArray, columns: NDArray, log_mixture: NDArray, low: in
         w, column = couplings[a], columns[a][low : low + len(out)]
         for i in range(len(out)):
             out[i] -= w * column[i]
-    return _largest(out)
 
 
 @njit(**_free)
@@ -118,15 +108,18 @@ def boltzmann(
 
     `couplings` (m, q), `columns` (q, n) the features; `sums` (m, 2) gets each row's sum and its sum of squares.
     """
-    n = len(log_mixture)
-    for p in range(len(couplings)):
-        top = -np.inf
-        for low in range(0, n, _BLOCK):
-            top = max(top, _reduced(couplings[p], columns, log_mixture, low, out[p][low : low + _BLOCK]))
+    n, m = len(log_mixture), len(couplings)
+    top = np.full(m, -np.inf)
+    for low in range(0, n, _BLOCK):  # all couplings for a block of records, which is fetched once
+        for p in range(m):
+            part = out[p][low : low + _BLOCK]
+            _reduced(couplings[p], columns, log_mixture, low, part)
+            top[p] = max(top[p], _largest(part))
+    for p in range(m):
         total, squares = 0.0, 0.0
         for low in range(0, n, _BLOCK):
             part = out[p][low : low + _BLOCK]
-            exponentials(part, top)
+            exponentials(part, top[p])
             more = _sums(part)
             total, squares = total + more[0], squares + more[1]
         sums[p, 0], sums[p, 1] = total, squares
