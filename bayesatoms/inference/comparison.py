@@ -25,7 +25,7 @@ from .criteria import (
     waic,
 )
 from .distance import chi_square_p_value, published_bic
-from .evidence import Integral, evidence, log_evidence
+from .evidence import Integral, evidences, log_evidence
 from .heterogeneity import Heterogeneity, heterogeneity
 from .jackknife import Noise, evidence_noise, jackknife_covariance, stability
 from .misfit import Shift, misfit
@@ -199,11 +199,8 @@ def compare(result: Result, *, rope: float = ROPE) -> Comparison:
     """
     models = [fit.model for fit in result.fits.values()]
     least, nested = _least_distances(result, models)
-    asked = [(s, m) for s in PRIOR_SCALES for m in models]
-    integrated = side_by_side(lambda each: evidence(result, result[each[1].name], each[0]), asked, result.threads)
-    integrals: dict[float, dict[str, Integral]] = {s: {} for s in PRIOR_SCALES}
-    for (scale, model), found in zip(asked, integrated, strict=True):
-        integrals[scale][model.name] = found
+    integrated = side_by_side(lambda m: evidences(result, result[m.name], PRIOR_SCALES), models, result.threads)
+    integrals = {s: {m.name: row[i] for m, row in zip(models, integrated, strict=True)} for i, s in enumerate(PRIOR_SCALES)}
     weights = {s: _weights({n: i.log_z for n, i in by_model.items()}) for s, by_model in integrals.items()}
     noise = evidence_noise(result, weights=weights[1.0])
     greatest = {m.name: greatest_log_likelihood(result, result[m.name]) for m in models}

@@ -12,7 +12,7 @@ The error of the pool of chains itself is another matter: see `jackknife`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,24 +86,43 @@ def evidence(result: Result, fit: Fit, prior_scale: float = 1.0) -> Integral:
     -------
     Integral
     """
+    return evidences(result, fit, (prior_scale,))[0]
+
+
+def evidences(result: Result, fit: Fit, prior_scales: Sequence[float]) -> list[Integral]:
+    """The same under several widths of the priors, which share the likelihoods: a quadrature takes the same points for all.
+
+    Examples
+    --------
+    ``narrow, declared = evidences(result, result["P1"], (0.5, 1.0))`` after ``result = infer(...)``.
+    """
     posterior = judged(fit)
     if not fit.model.terms:
-        return Integral(float(posterior.log_likelihood[0, 0].sum()), 0.0, np.zeros(0), np.zeros(0), "none")
-    smooth, p, k, rng = fit.smooth[posterior.kind], fit.parameters, len(fit.model.names), _generator(result, fit)
+        return [Integral(float(posterior.log_likelihood[0, 0].sum()), 0.0, np.zeros(0), np.zeros(0), "none")] * len(prior_scales)
+    smooth, p, k = fit.smooth[posterior.kind], fit.parameters, len(fit.model.names)
+    # the nodes of a quadrature would straddle the edge of a bounded prior, and their number explodes with the couplings
+    few = len(p.names) <= _QUADRATURE_MOST and all(unbounded(p.prior(name)) for name in p.names)
+    known: dict[bytes, NDArray[np.float64]] = {}
 
     def likelihood(w: NDArray) -> NDArray:
-        return log_likelihoods(smooth, result.observations, posterior.kind, w).sum(axis=1) + smooth.leash(w)
+        found = known.get(key := w.tobytes()) if few else None
+        if found is None:
+            found = log_likelihoods(smooth, result.observations, posterior.kind, w).sum(axis=1) + smooth.leash(w)
+            if few:
+                known[key] = found
+        return found
 
-    def prior(w: NDArray) -> NDArray:
-        return log_prior(p, w, prior_scale)
+    def integral(scale: float) -> Integral:
+        rng = _generator(result, fit)
+        if few:
+            full = posterior.full
+            at = (full.mean(axis=0), np.atleast_2d(np.cov(full.T)))
+            found = quadrature(lambda w: likelihood(w) + log_prior(p, w, scale), *at, rng)
+        else:
+            found = sequential(likelihood, lambda w: log_prior(p, w, scale), lambda n, r: prior_draws(p, n, r, scale), rng)
+        return replace(found, mean=found.mean[:k], sd=found.sd[:k])
 
-    if len(p.names) > _QUADRATURE_MOST or not all(unbounded(p.prior(name)) for name in p.names):
-        # the nodes of a quadrature would straddle the edge of a bounded prior, and their number explodes with the couplings
-        found = sequential(likelihood, prior, lambda n, r: prior_draws(p, n, r, prior_scale), rng)
-    else:
-        full = posterior.full
-        found = quadrature(lambda w: likelihood(w) + prior(w), full.mean(axis=0), np.atleast_2d(np.cov(full.T)), rng)
-    return replace(found, mean=found.mean[:k], sd=found.sd[:k])
+    return [integral(scale) for scale in prior_scales]
 
 
 def _generator(result: Result, fit: Fit) -> np.random.Generator:
