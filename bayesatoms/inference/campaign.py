@@ -188,11 +188,11 @@ class Campaign:
         """Chains of every image, from the pool (the past campaign's too) or run, and the pool solved anew."""
         found = self._chains(points)
         self.design.extend(points)
-        side_by_side(partial(self._see, points, found), self.observations, self.threads)
-        for key, chain in found.values():
-            if key not in self.counted:
-                self.counted.add(key)
-                self.moves += chain.moves
+        for o in self.observations:  # in many short calls: threads would only wait for each other
+            self._see(points, found, o)
+        new = {key: chain.moves for key, chain in found.values() if key not in self.counted}
+        self.counted.update(new)
+        self.moves += sum(new.values())
         images = dict(zip(self.records, side_by_side(partial(self._emulate, variant=0), self.observations, self.threads), strict=True))
         varied = {}
         for o in self.observations:
