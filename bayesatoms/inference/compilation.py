@@ -86,6 +86,7 @@ def _key(given: Any, made_from: Sequence[str | bytes]) -> str:
     leaves, tree = jax.tree.flatten(given)
     shapes = [f"{np.shape(x)} {jax.numpy.result_type(x)}" for x in leaves]
     versions = [jax.__version__, jaxlib.__version__, numpyro.__version__, str(jax.config.jax_enable_x64), os.environ.get("XLA_FLAGS", "")]
+    versions += [f"{d.platform} {d.device_kind}" for d in jax.local_devices()]
     digest = hashlib.blake2b(digest_size=16)
     for part in (*versions, str(tree), *shapes, *made_from):
         data = part.encode() if isinstance(part, str) else part
