@@ -76,7 +76,7 @@ class Region:
     """Where one posterior is believed to be, and its history.
 
     `centre`, `cov` are the current mean and covariance (p,), (p, p); `draws` (n, p) equally weighted;
-    `settled` says that the last round left it in place with support, `beyond` that it lies outside the region fitted.
+    `settled` says that the last round left it in place with support, `beyond` that it lies outside the region fitted; `widest`: first variances.
     """
 
     parameters: Parameters
@@ -88,6 +88,7 @@ class Region:
     settled: bool = False
     support: float = 0.0
     beyond: bool = False
+    widest: NDArray[np.float64] | float = 0.0
 
     @property
     def model(self) -> Hamiltonian:
@@ -354,7 +355,7 @@ class Campaign:
                 for kind in self.kinds:
                     # the pseudo-likelihood of a whole crystal is nearly as sure as the exact likelihood: no need to look further
                     centre, cov = known.get(kind) or (start[0], start[1] / _WIDER if kind == "exact" else start[1])
-                    regions.append(Region(parameters, kind, centre, cov, np.zeros((0, len(centre)))))
+                    regions.append(Region(parameters, kind, centre, cov, np.zeros((0, len(centre))), widest=np.diag(cov)))
         if self.past is not None:
             regions = self.look(regions)
         for number in range(self.settings.rounds):
@@ -469,9 +470,8 @@ class Campaign:
             return region
         draws = explore(smooth, self.observations, region.kind, rng)
         centre, cov, beyond = draws.mean(axis=0), np.atleast_2d(np.cov(draws.T)), _astray(smooth, draws)
-        if beyond:  # there a width means nothing: look farther, but not wider than the priors
-            room = float((widths(region.parameters) ** 2 / np.diag(region.cov)).min())
-            cov = np.clip(room, 1.0, _GROWTH) * region.cov
+        if beyond:  # there a width means nothing: look farther, but not wider than at first
+            cov = np.clip((region.widest / np.diag(region.cov)).min(), 1.0, _GROWTH) * region.cov
         return replace(region, centre=centre, cov=cov, draws=draws, smooth=smooth, beyond=beyond)
 
     def _remember(self, number: int, regions: Sequence[Region]) -> None:
