@@ -76,7 +76,7 @@ class Region:
     """Where one posterior is believed to be, and its history.
 
     `centre`, `cov` are the current mean and covariance (p,), (p, p); `draws` (n, p) equally weighted;
-    `settled` says that the last round left it in place with support, `beyond` that it lies outside the region fitted; `widest`: first variances.
+    `settled`: the last round left it in place with support; `beyond`: it lies outside the region fitted; `widest`: first variances.
     """
 
     parameters: Parameters
