@@ -39,7 +39,13 @@ _PUBLIC = {
     "label_sensitivity": "inference.sensitivity",
     "compare": "inference.comparison",
     "Candidate": "phases.candidates",
+    "PhaseDiagram": "phases.diagram",
     "phase_diagram": "phases.diagram",
+    "critical_temperatures": "phases.critical",
+    "measure": "phases.thermodynamics",
+    "free_energy_difference": "phases.free_energies",
+    "find_phases": "phases.unsupervised",
+    "leave_one_image_out": "inference.left_out",
     "write_report": "reporting.report",
 }
 
