@@ -67,7 +67,7 @@ class Sheet:
             found.append(np.geomspace(above, below, n + 1)[:-1])
         return np.concatenate([*found, knots[-1:]])
 
-    @property
+    @cached_property
     def asked(self) -> NDArray[np.int64]:
         """Which stage each temperature is."""
         return np.array([int(np.argmin(np.abs(np.log(self.stages / t)))) for t in self.temperatures])
@@ -96,7 +96,7 @@ class Sheet:
         return digest.hexdigest()
 
 
-_VERSION = 4  # of what a sheet computes: stored ones of another are not used
+_VERSION = 6  # of what a sheet computes: stored ones of another are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +157,9 @@ def cool(sheet: Sheet) -> Cooled:
     unsettled = _disagree(best, sheet.box) | best.trapped
     stage = np.minimum(sheet.asked[:, None], best.last)  # beyond the last one its values hold
     lane = np.arange(len(best.last))
+    for row in range(1, len(sheet.stages)):  # potentials are known at the temperatures asked for: where atoms froze, the last one holds
+        missing = np.isnan(best.values[:, row, :, POTENTIAL])
+        best.values[:, row, :, POTENTIAL][missing] = best.values[:, row - 1, :, POTENTIAL][missing]
     best.values[..., DOUBT] = np.abs(np.diff(best.values[..., POTENTIAL], axis=0)) / 2
     values = best.values.mean(axis=0)[stage, lane]
     frozen = sheet.asked[:, None] > best.last
@@ -242,7 +245,7 @@ def _stage(
         active = active[(apart < _SIGMAS * found.errors[way, stage, active, ORDER]) & (accepted[active] * sheet.sweeps > 1)]
         if not len(active):
             break
-    if sheet.potential is None:
+    if sheet.potential is None and stage in sheet.asked:
         for i in here:
             energies, shots = sheet.compiled.tables @ (sheet.couplings[lanes[i]] / t), np.concatenate(inserted[int(i)])
             found.values[way, stage, i, POTENTIAL] = t * chemical_potentials(sheet.compiled, energies, shots, sheet.varied)
