@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, isotonic_regression
 
 from ..configuration import whole_counts
 from ..errors import InputError
@@ -26,7 +26,7 @@ from ..hamiltonian import Compiled, Field, Hamiltonian
 from ..lattice import Supercell
 from ..montecarlo.chains import Chain
 from ..montecarlo.engine import run_chains
-from ..montecarlo.ensembles import Constrained, Ensemble, SemiGrand
+from ..montecarlo.ensembles import Canonical, Constrained, Ensemble, SemiGrand
 from ..montecarlo.executors import Executor, executor
 from .observables import structure_factor, structure_peaks
 from .sheet import LONG, ORDER, Sheet, cool
@@ -38,6 +38,8 @@ _FACTORS = 64  # of one direction alone
 _LEAST = 16  # of each of many
 _SHIFTS = 6  # windows tried
 _ONE_PHASE = 0.25  # composition by which a chain may be off the middle of a gap before it sees one phase only
+_LEVEL = 0.2  # of the way from order (1) to noise, at which the larger crystal is near its transition
+_ANNEALED = 16  # crystals cooled to find the ordered state
 _BOOTSTRAP = 200
 _FREE = SemiGrand((0.0, 0.0))
 _SAME = 1e-9  # below which two directions are one
@@ -187,27 +189,34 @@ def _search(search: _Search) -> tuple[float, float, str, float]:
         return 0.0, 0.0, "none", search.composition
     top = int(np.flatnonzero(above)[-1])
     separates = bool(scouted.values[LONG, 0, top] >= 0.5)
+    kind = "separation" if separates else "order"
     looker = _Separation(search) if separates else _Ordering(search)
     middle = float(np.sqrt(_SCOUTED[top] * _SCOUTED[min(top + 1, len(_SCOUTED) - 1)]))
-    wide, error = True, np.inf
-    for number in range(_SHIFTS):
-        half = _WINDOWS[0] if wide else _WINDOWS[1]
-        u = np.linspace(-1, 1, search.factors)
-        length = replace(search, records=max(50, search.records // 4)) if wide else search
-        small, large = (looker.ratios(middle * (1 + half * u), scale * search.size, length, number) for scale in (1, 2))
+    u, brief = np.linspace(-1, 1, search.factors), replace(search, records=max(50, search.records // 4))
+    middle, found = _approach(looker, middle, u, brief)
+    half = _WINDOWS[1]
+    for number in range(_SHIFTS if found else 0):
+        small, large = (looker.ratios(middle * (1 + half * u), scale * search.size, search, _SHIFTS + number) for scale in (1, 2))
         rng = np.random.default_rng(np.random.SeedSequence([*search.entropy, 9, number]))
-        crossing, error = _crossing(u, small, large, rng)
-        if separates and abs(looker.composition - 0.5) > _ONE_PHASE:
-            crossing = np.nan
-        if np.isnan(crossing):  # below the transition the larger crystal is the more ordered one, or in one of its phases all the time
-            below = np.median(large - small) < 0 or (separates and abs(looker.composition - 0.5) > _ONE_PHASE)
-            middle, wide, error = middle * (1 + 1.5 * half * (1 if below else -1)), True, np.inf
-            continue
-        middle, error = middle * (1 + half * crossing), middle * half * error
-        if not wide:
-            break
-        wide = False
-    return middle, error, "separation" if separates else "order", looker.composition
+        crossing, error = _crossing(u, small, large, looker.noise, rng)
+        if np.isfinite(crossing):
+            return middle * (1 + half * crossing), middle * half * error, kind, looker.composition
+        middle *= 1 + half * (1 if np.median(large - small) < 0 else -1)
+    return middle, np.inf, kind, looker.composition
+
+
+def _approach(looker: _Ordering | _Separation, middle: float, u: NDArray[np.float64], brief: _Search) -> tuple[float, bool]:
+    """A temperature near the transition, from where the larger crystal's ratio leaves that of order; and whether one was found."""
+    half = _WINDOWS[0]
+    for number in range(_SHIFTS):
+        ratios = looker.ratios(middle * (1 + half * u), 2 * brief.size, brief, number)
+        ratios[looker.one_phase] = 1.0  # chains that see one phase only are below the transition, whatever their noise
+        smooth = isotonic_regression(ratios).x  # it rises with temperature, but for noise and chains that are stuck
+        above = smooth > 1 + _LEVEL * (looker.noise - 1)
+        if above[-1] and not above[0]:
+            return middle * (1 + half * float(u[np.argmax(above)])), True
+        middle *= 1 - 1.5 * half if above[0] else 1 + 1.5 * half
+    return middle, False
 
 
 def _scout(search: _Search, composition: float, number: int) -> Sheet:
@@ -219,19 +228,25 @@ def _scout(search: _Search, composition: float, number: int) -> Sheet:
 
 
 def _crossing(
-    u: NDArray[np.float64], small: NDArray[np.float64], large: NDArray[np.float64], rng: np.random.Generator
+    u: NDArray[np.float64], small: NDArray[np.float64], large: NDArray[np.float64], noise: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Where (between -1 and 1) the logarithms of two ratios cross, and its error from resampled lanes; nan if they do not."""
+    """Where (between -1 and 1) the logarithms of two ratios cross, and its error from resampled lanes; nan if they do not.
+
+    Deep in either phase both sizes have the same ratio, and noise makes them cross: only what lies between counts.
+    """
     if min(small.min(), large.min()) <= 0:  # atoms of one species alone
         return np.nan, np.inf
-    apart = np.log(large) - np.log(small)
+    logs = np.log(small), np.log(large)
+    low, high = np.log1p(0.02 * (noise - 1)), np.log1p(0.7 * (noise - 1))
 
     def root(some: NDArray[np.int64]) -> float:
-        line = np.polynomial.Polynomial.fit(u[some], apart[some], 3)
-        roots = line.roots()
+        lines = [np.polynomial.Polynomial.fit(u[some], log[some], 3, domain=[-1, 1]) for log in logs]
+        apart = lines[1] - lines[0]
+        roots = apart.roots()
         real = roots[np.abs(roots.imag) < 1e-9].real
-        rising = real[(line.deriv()(real) > 0) & (real > u[0]) & (real < u[-1])]
-        return float(rising[np.argmin(np.abs(rising))]) if len(rising) else np.nan
+        level = lines[1](real)
+        good = real[(apart.deriv()(real) > 0) & (np.abs(real) < 1) & (level > low) & (level < high)]
+        return float(good[np.argmin(np.abs(good))]) if len(good) else np.nan
 
     every = np.arange(len(u))
     again = np.array([root(np.sort(rng.choice(every, len(u)))) for _ in range(_BOOTSTRAP)])
@@ -240,32 +255,55 @@ def _crossing(
 
 
 class _Ordering:
-    """Spectral weight of a star of wave vectors at fixed composition."""
+    """Spectral weight of a star of wave vectors at fixed composition.
+
+    Chains start from order: it melts at once where it is not stable, while order that has to grow gets stuck in domains.
+    """
+
+    one_phase = np.zeros(0, dtype=int)
 
     def __init__(self, search: _Search) -> None:
-        self.composition, self.star = search.composition, np.zeros((0, 0))
+        self.composition = search.composition
+        self.start, self.star = self._anneal(search)
+        pairs = len(self.star)
+        real = np.allclose(2 * self.star, np.round(2 * self.star))  # k and -k are one: the amplitude is a real number
+        self.noise = 1 + (2 if real else 1) / pairs  # of Gaussian amplitudes
+
+    def _anneal(self, s: _Search) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The lowest of some small crystals cooled slowly (cells..., basis), and the star of its strongest wave vector."""
+        box = _box(s, s.size)
+        sheet = replace(_scout(s, s.composition, 1), box=box, compiled=s.hamiltonian.compile(box))
+        counts = whole_counts([1 - s.composition, s.composition], box.n_sites)
+        labels: NDArray[np.uint8] | None = None
+        for stage, t in enumerate(sheet.stages[sheet.stages < 2.0]):
+            couplings, key = np.tile(s.direction / t, (_ANNEALED, 1)), (*s.entropy, 8, stage)
+            chains = _chains(replace(s, records=40), sheet.compiled, couplings, counts, box, key, Canonical(), labels)
+            labels = np.stack([c.snapshots[-1] for c in chains])
+        best = labels[int(np.argmin([c.features[-1] @ c.couplings for c in chains]))]
+        return best.reshape(*box.shape, -1), structure_peaks(structure_factor(best, box), box)[0].star
 
     def ratios(self, t: NDArray[np.float64], size: int, s: _Search, number: int) -> NDArray[np.float64]:
         """<M^2> / <M>^2 at each temperature."""
-        d = s.hamiltonian.lattice.dimension
-        box = s.hamiltonian.lattice.supercell((size,) * d)
-        counts = whole_counts([1 - s.composition, s.composition], box.n_sites)
-        chains = _chains(
-            s, s.hamiltonian.compile(box), s.direction / t[:, None], counts, box, (*s.entropy, 1 + number, size), canonical=True
-        )
-        factors = [structure_factor(c.snapshots, box) for c in chains]
-        if not len(self.star):  # of the coldest chain of the smaller crystal
-            self.star = structure_peaks(factors[0], box)[0].star
+        box, d = _box(s, size), s.hamiltonian.lattice.dimension
+        labels = np.tile(self.start, (*[size // len(self.start)] * d, 1)).reshape(1, -1).repeat(len(t), axis=0)
+        key = (*s.entropy, 1 + number, size)
+        chains = _chains(s, s.hamiltonian.compile(box), s.direction / t[:, None], np.bincount(labels[0]), box, key, Canonical(), labels)
         at = tuple((np.round(self.star * size).astype(int) % size).T)
-        weights = [f[(slice(None), *at)].sum(axis=1) for f in factors]
+        weights = [structure_factor(c.snapshots, box)[(slice(None), *at)].sum(axis=1) for c in chains]
         return np.array([(m**2).mean() / m.mean() ** 2 for m in weights])
+
+
+def _box(s: _Search, size: int) -> Supercell:
+    return s.hamiltonian.lattice.supercell((size,) * s.hamiltonian.lattice.dimension)
 
 
 class _Separation:
     """Excess composition in the semi-grand ensemble, at the chemical potential where its third moment vanishes."""
 
+    noise = 3.0  # of a Gaussian excess
+
     def __init__(self, search: _Search) -> None:
-        s, self.composition = search, 0.5
+        s, self.composition, self.one_phase = search, 0.5, np.zeros(0, dtype=int)
         known = Compiled.build(s.hamiltonian.orbits, s.hamiltonian.lattice.supercell((6,) * s.hamiltonian.lattice.dimension), 2)
         rng = np.random.default_rng(0)
         some = rng.integers(0, 2, (4, known.n_sites))
@@ -276,8 +314,7 @@ class _Separation:
 
     def ratios(self, t: NDArray[np.float64], size: int, s: _Search, number: int) -> NDArray[np.float64]:
         """<M^2> / <M>^2 at each temperature, M = (n - <n>)^2."""
-        d = s.hamiltonian.lattice.dimension
-        box = s.hamiltonian.lattice.supercell((size,) * d)
+        box = _box(s, size)
         mu, middle, brief = np.zeros(len(t)), box.n_sites / 2, replace(s, records=max(50, s.records // 4))
         if not self.symmetric:
             # held near one half by a spring, the mean excess tells the slope of the free energy; then the third moment does
@@ -291,8 +328,9 @@ class _Separation:
         if self.symmetric:
             return np.array([((n - middle) ** 4).mean() / ((n - middle) ** 2).mean() ** 2 for n in atoms])
         rows = [_moments(n, _balanced(n)) for n in atoms]
-        here = int(np.argmin(np.abs(t / np.median(t) - 1)))
-        self.composition = float(np.average(atoms[here], weights=rows[here][1]) / box.n_sites)
+        x = np.array([np.average(n, weights=p) for n, (_, p) in zip(atoms, rows, strict=True)]) / box.n_sites
+        self.one_phase = np.flatnonzero(np.abs(x - 0.5) > _ONE_PHASE)
+        self.composition = float(np.median(x))
         return np.array([np.average(m**4, weights=p) / max(np.average(m**2, weights=p), 1e-12) ** 2 for m, p in rows])
 
     def _atoms(
@@ -307,7 +345,9 @@ class _Separation:
         """Numbers of atoms of the second species in every record."""
         couplings, key = np.column_stack([s.direction / t[:, None], -mu / t]), (*s.entropy, 1 + place[0], box.shape[0], place[1])
         counts = whole_counts([0.5, 0.5], box.n_sites)
-        return [c.features[:, -1] for c in _chains(s, self.model.compile(box), couplings, counts, box, key, ensemble)]
+        # where both phases are alike one of them says all, and to begin in it avoids slabs of both
+        labels = np.zeros((len(t), box.n_sites), dtype=np.uint8) if self.symmetric else None
+        return [c.features[:, -1] for c in _chains(s, self.model.compile(box), couplings, counts, box, key, ensemble, labels)]
 
 
 def _named(h: Hamiltonian) -> Field:
@@ -340,12 +380,14 @@ def _chains(
     box: Supercell,
     place: tuple[int, ...],
     ensemble: Ensemble,
+    labels: NDArray[np.uint8] | None = None,
 ) -> list[Chain]:
-    """Chains side by side at many temperatures, from random starts; the time between records goes as the crystal's surface."""
+    """Chains side by side at many temperatures, from random starts or given ones; the time between records goes as the surface."""
     root = np.random.SeedSequence(place)
     start, sites, *seeds = root.spawn(2 + len(couplings))
     rng = np.random.default_rng(start)
-    labels = np.stack([rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), counts)) for _ in couplings])
+    if labels is None:
+        labels = np.stack([rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), counts)) for _ in couplings])
     apart = box.n_cells ** (2 / len(box.shape)) / 64
     return run_chains(
         compiled, couplings, labels, samples=search.records, sweeps=apart, burn=max(200.0, 60 * apart), seeds=seeds, sites=sites,
