@@ -42,6 +42,7 @@ _PUBLIC = {
     "PhaseDiagram": "phases.diagram",
     "phase_diagram": "phases.diagram",
     "critical_temperatures": "phases.critical",
+    "potential_loop": "phases.hysteresis",
     "measure": "phases.thermodynamics",
     "free_energy_difference": "phases.free_energies",
     "find_phases": "phases.unsupervised",

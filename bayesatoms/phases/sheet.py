@@ -96,7 +96,7 @@ class Sheet:
         return digest.hexdigest()
 
 
-_VERSION = 6  # of what a sheet computes: stored ones of another are not used
+_VERSION = 7  # of what a sheet computes: stored ones of another are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,10 +282,11 @@ def _lowest(found: _Way) -> NDArray[np.float64]:
 
 
 def _disagree(found: _Way, box: Supercell) -> NDArray[np.bool_]:
-    """Where (stages, lanes) the two ways differ in order or alpha by more than the noise, and more than one random box shows anyway."""
-    both = [ORDER, ALPHA]
-    apart, noise = np.abs(np.diff(found.values[..., both], axis=0))[0], _SIGMAS * np.hypot(*found.errors[..., both])
-    resolved = (disordered_floor(box), 1 / np.sqrt(bond_count(box)))
+    """Where (stages, lanes) the two ways differ in order, alpha or composition by more than the noise, and more than one random box shows anyway."""
+    used = [ORDER, ALPHA, COMPOSITION]
+    apart = np.abs(np.diff(found.values[..., used], axis=0))[0]
+    noise = _SIGMAS * np.hypot(*found.errors[..., used])
+    resolved = (disordered_floor(box), 1 / np.sqrt(bond_count(box)), 1 / np.sqrt(box.n_sites))
     return ((apart > noise) & (apart > resolved)).any(axis=-1)
 
 
