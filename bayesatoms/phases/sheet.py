@@ -104,8 +104,8 @@ class Cooled:
     """What a sheet found, at the temperatures asked for.
 
     `values` (8, draws, T): see the numbers above, means of both ways (and half the difference of the two potentials); nan where
-    there is none. `unsettled`, `frozen`
-    (draws, T): not in equilibrium; beyond the temperature at which atoms stood still, where the last values are held.
+    there is none. `unsettled`, `frozen` (draws, T): not in equilibrium; beyond the temperature at which atoms stood still, where
+    the last values are held.
     """
 
     values: NDArray[np.float64]
@@ -282,7 +282,7 @@ def _lowest(found: _Way) -> NDArray[np.float64]:
 
 
 def _disagree(found: _Way, box: Supercell) -> NDArray[np.bool_]:
-    """Where (stages, lanes) the two ways differ in order, alpha or composition by more than the noise, and more than one random box shows anyway."""
+    """Where (stages, lanes) the two ways differ in order, alpha or composition by more than noise, and than one random box shows anyway."""
     used = [ORDER, ALPHA, COMPOSITION]
     apart = np.abs(np.diff(found.values[..., used], axis=0))[0]
     noise = _SIGMAS * np.hypot(*found.errors[..., used])
