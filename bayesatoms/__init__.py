@@ -46,6 +46,7 @@ _PUBLIC = {
     "measure": "phases.thermodynamics",
     "free_energy_difference": "phases.free_energies",
     "find_phases": "phases.unsupervised",
+    "gain_map": "phases.gain",
     "leave_one_image_out": "inference.left_out",
     "write_report": "reporting.report",
 }

@@ -96,8 +96,6 @@ def run(
     from .inference.posterior import infer
     from .inference.sensitivity import label_sensitivity
     from .montecarlo.pool import Pool
-    from .phases.candidates import Candidate
-    from .phases.diagram import phase_diagram
 
     options, out = study.file.infer, Path(out)
     check_inputs(study.models, study.observations)
@@ -124,15 +122,7 @@ def run(
         timing["sensitivity"] = time.perf_counter() - clock
     diagram, clock = None, time.perf_counter()
     if study.file.phases.run and len(study.models[0].species) == 2:
-        section = study.file.phases
-        composition = np.linspace(0.1, 0.9, 9) if section.composition is None else np.array(section.composition)
-        weights = {name: row.weight[1.0] for name, row in comparison.rows.items()}
-        candidates = [Candidate(result[n].model, result[n].draws, w) for n, w in weights.items()]
-        temperature = None if section.temperature is None else np.array(section.temperature)
-        diagram = phase_diagram(
-            candidates, composition=composition, temperature=temperature, draws=section.draws,
-            seed=study.file.study.seed, workers=workers, progress=progress,
-        )  # fmt: skip
+        diagram = _diagram(study, result, comparison, out / "phases", workers=workers, progress=progress, force=force)
         timing["phases"] = time.perf_counter() - clock
     results = Results(study, result, comparison, diagram, relabelled, timing, sensitivity, calibration)
     _save(results, out)
@@ -149,6 +139,38 @@ def _settings(study: Study, workers: int | Executor, progress: Progress | None) 
         "seed": study.file.study.seed, "likelihood": options.likelihood, "settings": Settings(**given), "start": options.start,
         "workers": workers, "progress": progress, "nuisances": _nuisances(study),
     }  # fmt: skip
+
+
+def _diagram(
+    study: Study,
+    result: Result,
+    comparison: Comparison,
+    folder: Path,
+    *,
+    workers: int | Executor,
+    progress: Progress | None,
+    force: bool,
+) -> PhaseDiagram:
+    """The phase map of the section; what is finished is kept in the folder, and taken from there if the run was stopped."""
+    from .phases.candidates import Candidate
+    from .phases.diagram import phase_diagram
+
+    section = study.file.phases
+    weights = {name: row.weight[1.0] for name, row in comparison.rows.items()}
+    if section.model != "average":
+        weights = {section.model: 1.0}
+    if force:
+        for kept in folder.glob("*.npz"):
+            kept.unlink()
+    composition = section.composition
+    if section.chemical_potential is None and composition is None:
+        composition = np.linspace(0.1, 0.9, 9).tolist()
+    return phase_diagram(
+        [Candidate(result[n].model, result[n].draws, w) for n, w in weights.items()], composition=composition,
+        chemical_potential=section.chemical_potential, temperature=section.temperature, formation=section.formation_K,
+        images=result.observations, draws=section.draws, seed=study.file.study.seed, size=section.size, folder=folder,
+        workers=workers, progress=progress,
+    )  # fmt: skip
 
 
 def calibration_stem(source: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from . import catalogue
@@ -137,20 +138,42 @@ class NuisancesSection(_Section):
 
 
 class PhasesSection(_Section):
-    """[phases]: the grid of the phase map; temperatures relative to formation."""
+    """[phases]: the phase map (see phase_diagram); temperatures relative to formation, `model` "average" or one model's name."""
 
     run: bool = True
     composition: list[float] | None = None
+    chemical_potential: list[float] | None = None
     temperature: list[float] | None = None
+    formation_K: float | None = Field(default=None, gt=0)
+    model: str = "average"
+    size: int | list[int] | None = None
     draws: int = Field(default=100, ge=1)
 
-    @field_validator("composition", "temperature")
+    @field_validator("composition", "chemical_potential", "temperature")
     @classmethod
     def _rising(cls, grid: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        below = 1.0 if info.field_name == "composition" else float("inf")
-        if grid is not None and (not grid or sorted(set(grid)) != grid or not all(0 < v < below for v in grid)):
-            raise ValueError("expected rising numbers " + ("between 0 and 1" if below == 1 else "above 0"))
+        low, high, text = {
+            "composition": (0.0, 1.0, " between 0 and 1"),
+            "chemical_potential": (-float("inf"), float("inf"), ""),
+            "temperature": (0.0, float("inf"), " above 0"),
+        }[info.field_name or ""]
+        if grid is not None and (not grid or sorted(set(grid)) != grid or not all(low < v < high for v in grid)):
+            raise ValueError(f"expected rising numbers{text}")
         return grid
+
+    @field_validator("chemical_potential")
+    @classmethod
+    def _alone(cls, grid: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if grid is not None and info.data.get("composition") is not None:
+            raise ValueError("expected composition or chemical_potential, not both")
+        return grid
+
+    @field_validator("size")
+    @classmethod
+    def _even(cls, size: int | list[int] | None) -> int | list[int] | None:
+        if size is not None and (not np.size(size) or any(n < 6 or n % 2 for n in np.atleast_1d(size))):
+            raise ValueError("expected even numbers of cells, at least 6, one or as many as the lattice has dimensions")
+        return size
 
 
 class StudyFile(_Section):
@@ -256,6 +279,12 @@ def _check_models(file: StudyFile, found: catalogue.Catalogue, path: Path) -> No
     for wanted in [*(file.study.include or []), *(file.infer.start or {})]:
         if wanted not in names:
             raise InputError(f"{path}: model {wanted!r} is not in {found.path.name}; it has {', '.join(names)}")
+    mapped, size, used = file.phases.model, file.phases.size, file.study.include or names
+    if mapped not in ("average", *used):
+        raise InputError(f"{path}: key phases.model is {mapped!r}; expected average or one of {', '.join(used)}")
+    dimension = found.models[0].lattice.dimension
+    if isinstance(size, list) and len(size) != dimension:
+        raise InputError(f"{path}: key phases.size has {len(size)} numbers; expected one, or {dimension} for the lattice of the models")
     declared = file.lattice
     if declared is not None and Lattice.named(declared.name, declared.a_nm) != found.models[0].lattice:
         raise InputError(
@@ -382,6 +411,7 @@ def _explain(error: ValidationError) -> str:
                     "lattice": LatticeSection,
                     "image": ImageSection,
                     "infer": InferSection,
+                    "nuisances": NuisancesSection,
                     "phases": PhasesSection,
                 }[part]
         return f"key {key} is unknown; expected one of {', '.join(section.model_fields)}"

@@ -11,6 +11,7 @@ import pytest
 
 from bayesatoms import cli, study
 from bayesatoms.errors import InputError, RunError
+from bayesatoms.phases.diagram import PhaseDiagram
 
 COUNTS = [404, 45, 0, 2, 2, 0, 0, 1, 0, 0, 0, 0, 0, 7, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 HEAD = '[study]\nname = "s"\nseed = 1\nmodels = "mos2_res2"\n'
@@ -75,6 +76,24 @@ BAD = {
     "no image": (HEAD.replace("mos2_res2", "random.py"), r"no \[\[image\]\] and no DATA"),
     "other lattice": (HEAD + '[lattice]\nname = "square"\na_nm = 0.3\n', r"\[lattice\] is square"),
     "unknown model": (HEAD.replace('"s"', '"s"\ninclude = ["P9"]'), r"model 'P9' is not in mos2_res2.py; it has R, P1, P2, M"),
+    "two axes": (
+        HEAD + "[phases]\ncomposition = [0.5]\nchemical_potential = [0.0]\n",
+        r"key phases.chemical_potential: .*expected composition or chemical_potential, not both",
+    ),
+    "falling potentials": (
+        HEAD + "[phases]\nchemical_potential = [0.5, 0.0]\n",
+        r"key phases.chemical_potential: .*expected rising numbers; found \[0.5",
+    ),
+    "cold temperature": (HEAD + "[phases]\ntemperature = [0.0, 1.0]\n", r"key phases.temperature: .*expected rising numbers above 0"),
+    "odd size": (HEAD + "[phases]\nsize = 9\n", r"key phases.size: .*expected even numbers of cells, at least 6.*; found 9"),
+    "three sides": (HEAD + "[phases]\nsize = [6, 6, 6]\n", r"key phases.size has 3 numbers; expected one, or 2"),
+    "formation": (HEAD + "[phases]\nformation_K = 0\n", r"key phases.formation_K: .*greater than 0; found 0"),
+    "map of another model": (HEAD + '[phases]\nmodel = "P9"\n', r"key phases.model is 'P9'; expected average or one of R, P1, P2, M"),
+    "map of a model left out": (
+        HEAD.replace('"s"', '"s"\ninclude = ["R", "P1"]') + '[phases]\nmodel = "M"\n',
+        r"key phases.model is 'M'; expected average or one of R, P1;?",
+    ),
+    "unknown nuisance": (HEAD + "[nuisances]\nenergy = true\n", r"key nuisances.energy is unknown; expected one of energies"),
     "relabel counts": (
         HEAD + f'[[image]]\ncounts = {COUNTS}\nrelabel = {{a = {{species = "b"}}}}\n',
         r"key relabel needs path or table, but the image is given by counts",
@@ -179,9 +198,11 @@ warmup = 300
 draws = 1000
 
 [phases]
-composition = [0.5]
+composition = [0.5, 0.97]
 temperature = [0.1, 1.0]
 draws = 20
+size = 6
+formation_K = 1000
 """
 
 
@@ -208,6 +229,12 @@ def test_real_tables_end_to_end(data, tmp_path, capsys):
     assert all(c["ok"] for c in found["checks"].values())
     report = (out / "report.html").read_text()
     assert "authors" in report and found["comparison"]["verdict"] in report
+    parts = list((out / "phases").glob("*.npz"))
+    mapped = PhaseDiagram.load(out / "phases.nc")
+    assert len(parts) == 2 and mapped.dataset.attrs["box"].tolist() == [6, 6]  # the random alloy needs none
+    assert mapped.dataset.extrapolated.values.tolist() == [False, True]
+    assert mapped.dataset.kelvin.values.tolist() == [100.0, 1000.0]
+    assert "At fraction of Re 0.5: " in report and "100 % of the compositions" not in report
     again = study.read(out / "study.toml") if (out / "mores2").exists() else study.read(path)
     assert [o.n for o in again.observations] == [found["images"][n]["environments"] for n in ("re78", "re05")]
 

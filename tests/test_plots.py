@@ -285,24 +285,6 @@ def test_label_shift_compares_what_is_shared(result):
         plots.label_shift({})
 
 
-# ---------------------------------------------------------------------- phases
-
-
-def test_phase_map_shows_the_medians_and_hatches_what_was_not_simulated():
-    diagram = scene().diagram
-    d = diagram.dataset.copy(deep=True)
-    d["supported"][0, :] = 0.2
-    figure = plots.phase_map(dataclasses.replace(diagram, dataset=d))
-    shown = [ax for ax in figure.axes if ax.get_xlabel() == "fraction of Re"]
-    assert len(shown) == 3
-    for ax, name in zip(shown, ("order_parameter", "warren_cowley", "p_ordered"), strict=True):
-        values = d[name].isel(quantile=1) if "quantile" in d[name].dims else d[name]
-        assert np.allclose(ax.collections[0].get_array().reshape(3, 3), values)
-        assert sum(p.get_hatch() == HATCH for p in ax.patches) == 3
-        assert ax.get_yscale() == "log"
-    assert "temperature / formation temperature" in words(figure)
-
-
 # ---------------------------------------------------------------------- images of pixels
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -11,14 +12,18 @@ from matplotlib.figure import Figure
 from numpyro import distributions as dist
 from test_plots import METAL, SPECIES, scene
 
-from bayesatoms import plots
+from bayesatoms import plots, results
 from bayesatoms.errors import InputError
 from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.inference.identifiability import orientations, redundant_pairs
 from bayesatoms.inference.posterior import Check
 from bayesatoms.lattice import Lattice
+from bayesatoms.phases import diagram as diagram_module
+from bayesatoms.phases.candidates import Candidate
+from bayesatoms.phases.diagram import phase_diagram
 from bayesatoms.reporting import notes, references
 from bayesatoms.reporting.report import write_report
+from bayesatoms.study import PhasesSection
 
 
 class Page(HTMLParser):
@@ -32,15 +37,16 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.links += [found[key] for key in ("src", "href", "srcset", "data", "action", "poster") if key in found]
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert tag != "script" or "src" not in found
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
-        self.hidden += tag == "style"
+        self.hidden += tag in ("style", "script")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
         self.words.append(" " * (tag in ("td", "th", "dt", "dd", "h3", "li", "p", "strong")))
-        self.hidden -= tag == "style"
+        self.hidden -= tag in ("style", "script")
 
     def handle_data(self, data):
         if not self.hidden:
@@ -86,7 +92,7 @@ def test_the_page_needs_nothing_else(written):
     assert all(link.startswith("data:image/svg+xml;base64,") for link in written.page.links if link not in anchors)
     style = re.search(r"<style>(.*?)</style>", written.page.source, re.S).group(1)
     assert "url(" not in style and "@import" not in style
-    assert "http" not in re.sub(r"data:image[^\"]*", "", written.page.source)
+    assert "http" not in re.sub(r"data:image[^\"]*|<script.*?</script>", "", written.page.source, flags=re.S)
 
 
 def test_what_users_name_cannot_become_markup(written):
@@ -96,7 +102,8 @@ def test_what_users_name_cannot_become_markup(written):
 
 def test_every_picture_has_words(written):
     pictures = re.findall(r'<img src="[^"]*" alt="([^"]*)">', written.page.source)
-    assert len(pictures) == len(set(pictures)) == 12  # densities, weights, 2 landscapes, corner, 2 images with histograms, key, labels, map
+    # densities, weights, 2 landscapes, corner, 2 images with histograms, key, labels; map, one column, transitions, models
+    assert len(pictures) == len(set(pictures)) == 15
     assert all(pictures)
 
 
@@ -197,6 +204,59 @@ def test_labellings_are_set_side_by_side(written):
         for i, name in enumerate(("t1", "t2")):
             p = result["M"].posterior
             assert f"M · {name}\u2002{plots.signed(p.mean[i])} ± {p.sd[i]:.3f}".replace("\u2002", " ") in text
+
+
+def test_the_phase_map_stands_in_words_with_its_intervals(written):
+    text, b, d = written.page.text, scene().diagram.boundaries, scene().diagram.dataset
+    real = b.highest.values[(b.highest > 0) & np.isfinite(b.highest)]
+    low, middle, high = np.quantile(real, [0.05, 0.5, 0.95])
+    share = f"{100 * len(real) / b.sizes['draw']:.0f} % of the draws"
+    assert f"{middle:.3g} [{low:.3g}, {high:.3g}] of the formation temperature in {share}" in text
+    assert "By R alone: none, for all draws, from 0.05 to 1 of the formation temperature." in text
+    mean = np.mean([o.true_composition[1] for o in written.result.observations])
+    assert f"At fraction of Re {d.composition.sel(composition=mean, method='nearest').item():.3g}: " in text
+    for key, value in (("max p ordered", f"{d.p_ordered.max().item():.3g}"), ("draws", "8"), ("models", "R, P1")):
+        assert re.search(rf"\b{key}\s*{re.escape(value)}", text)
+
+
+def test_the_notes_of_a_map_without_transitions_are_told(tmp_path, undrawn):
+    scene_ = scene()
+    calm = phase_diagram([Candidate(scene_.result["R"].model, np.zeros((0, 0)))], composition={"Re": [0.4]}, seed=1, formation=900.0)
+    text = Page(write_report(scene_.result, calm, tmp_path / "calm.html", comparison=scene_.comparison).read_text(encoding="utf8")).text
+    assert "no transition in range: disordered for all draws from 0.02 to 2 of the formation temperature." in text
+    assert "Transition temperatures" not in text and "Widom" in text and "Gibbs" not in text
+
+
+def test_the_map_to_explore_comes_with_plotly_and_without_it_the_page_runs_no_scripts(written, tmp_path, undrawn, monkeypatch):
+    pytest.importorskip("plotly")
+    assert written.page.source.count('id="plotly-gz"') == 1 and 'id="phase-plot"' in written.page.source
+    assert len(written.page.source) < 6e6
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    plain = write_report(scene().result, scene().diagram, tmp_path / "plain.html", comparison=scene().comparison).read_text(encoding="utf8")
+    assert (
+        "<script" not in plain and "phase-plot" not in plain and 'alt="Phase map"' in plain and len(plain) < len(written.page.source) - 1e6
+    )
+
+
+def test_the_map_of_a_study_follows_its_section_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    counted, real = [], diagram_module.cool
+    monkeypatch.setattr(diagram_module, "cool", lambda sheet: counted.append(1) or real(sheet))
+    section = PhasesSection(chemical_potential=[-0.5, 0.0], temperature=[1.0, 2.0], size=6, model="P1", draws=4, formation_K=800)
+    plan = SimpleNamespace(file=SimpleNamespace(phases=section, study=SimpleNamespace(seed=1)))
+    given = {"workers": 1, "progress": None}
+    maps = [
+        results._diagram(plan, scene().result, scene().comparison, tmp_path / "phases", force=force, **given)
+        for force in (False, False, True)
+    ]
+    assert len(counted) == 4  # two columns, none the second time, two again when forced
+    assert all(m.dataset.identical(maps[0].dataset) for m in maps)
+    assert maps[0].dataset.chemical_potential.values.tolist() == [-0.5, 0.0] and maps[0].models.model.values.tolist() == ["P1"]
+    assert maps[0].dataset.kelvin.values.tolist() == [800.0, 1600.0] and maps[0].dataset.attrs["box"] == [6, 6]
+    seen = float(np.mean([o.true_composition[1] for o in scene().result.observations]))
+    section.chemical_potential, section.composition, section.model = None, [0.08, seen, 0.9], "average"
+    beyond = results._diagram(plan, scene().result, scene().comparison, tmp_path / "phases", force=False, **given)
+    assert beyond.dataset.extrapolated.values.tolist() == [True, False, True]
+    assert set(beyond.models.model.values) <= set(scene().result.fits) and beyond.dataset.attrs["weights"] != [1.0]
 
 
 def test_the_papers_are_named(written):

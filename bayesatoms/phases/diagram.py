@@ -12,7 +12,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from ..files import write
 from ..hamiltonian import Compiled
 from ..lattice import Supercell
 from ..montecarlo.executors import Executor, Known, executor
+from .arguments import axis_of, box_shape, chosen_draws, identity, one_system, rising, version
 from .candidates import Candidate, candidates_of
 from .mapping import Draws, boundaries_of, map_of, models_of, notes_of
 from .observables import disordered_floor
@@ -33,6 +33,7 @@ from .sheet import ALPHA, COMPOSITION, ORDER, POTENTIAL, RECORDS, Cooled, Sheet,
 
 if TYPE_CHECKING:
     from ..inference.posterior import Result
+    from ..observation import Observation
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,7 @@ def phase_diagram(
     chemical_potential: ArrayLike | Mapping[str, ArrayLike] | None = None,
     temperature: ArrayLike | None = None,
     formation: float | None = None,
+    images: Sequence[Observation] | None = None,
     draws: int = 100,
     seed: int,
     workers: int | Executor = 1,
@@ -152,6 +154,8 @@ def phase_diagram(
         Rising, relative to the formation temperature; 13 from 0.02 to 2, evenly in the logarithm, by default.
     formation : float, optional
         Formation temperature in K: adds temperatures in K. By default that of the images, where all have one.
+    images : sequence of Observation, optional
+        What the draws were inferred from: compositions beyond all of theirs count as extrapolated. By default those of the Result.
     draws : int
         Posterior draws in all, shared out by weight (largest remainders).
     seed : int
@@ -189,33 +193,34 @@ def phase_diagram(
     ('no transition in range: disordered for all draws from 0.1 to 1 of the formation temperature',)
     """
     candidates = list(source) if isinstance(source, Sequence) else candidates_of(source, model)
-    images = () if isinstance(source, Sequence) else source.observations
-    lattice, species = _one_system(candidates)
+    if images is None:
+        images = () if isinstance(source, Sequence) else source.observations
+    lattice, species = one_system(candidates)
     if (composition is None) == (chemical_potential is None):
         raise InputError("composition and chemical_potential given, or neither; expected one of the two")
     canonical = composition is not None
-    varied, x = _axis("composition" if canonical else "chemical_potential", composition if canonical else chemical_potential, species)
-    t = _rising("temperature", np.geomspace(0.02, 2, 13) if temperature is None else temperature, (0.0, np.inf))
+    varied, x = axis_of("composition" if canonical else "chemical_potential", composition if canonical else chemical_potential, species)
+    t = rising("temperature", np.geomspace(0.02, 2, 13) if temperature is None else temperature, (0.0, np.inf))
     for key, value, least in (("draws", draws, 1), ("sweeps", sweeps, RECORDS), ("seed", seed, 0)):
         if not (np.isfinite(value) and value >= least):
             raise InputError(f"{key} {value} given; expected a number of at least {least}")
     if formation is not None and not (np.isfinite(formation) and formation > 0):
         raise InputError(f"formation temperature {formation} given; expected a positive number of K")
-    box = lattice.supercell(_shape(lattice.dimension, len(lattice.basis), size))
+    box = lattice.supercell(box_shape(lattice.dimension, len(lattice.basis), size))
     starts = x if canonical else np.full(len(x), 0.5)
     counts = [whole_counts([c, 1 - c] if varied == 0 else [1 - c, c], box.n_sites) for c in starts]
     if min(c.min() for c in counts) < 1:
         raise InputError(f"composition {x.tolist()} leaves a species without atoms among {box.n_sites} sites; use a larger size")
     weights = np.array([c.weight for c in candidates])
     weights = weights / weights.sum()
-    chosen = _chosen(candidates, whole_counts(weights, draws), seed)
+    chosen = chosen_draws(candidates, whole_counts(weights, draws), seed)
     sheets = _sheets(candidates, chosen, box, counts, None if canonical else x, varied, t, float(sweeps), seed)
     cooled = dict(_run(sheets, workers, None if folder is None else Path(folder), progress))
     name, text = ("composition", "fraction") if canonical else ("chemical_potential", "chemical potential")
     axis = (name, x, f"{text} of {species[varied]}")
     found = _gather(candidates, chosen, sheets, cooled, (box, counts, varied), t, axis)
     attrs = {
-        "seed": seed, "version": _version(), "box": list(box.shape), "sweeps": float(sweeps), "draws": int(draws),
+        "seed": seed, "version": version(), "box": list(box.shape), "sweeps": float(sweeps), "draws": int(draws),
         "models": [c.hamiltonian.name for c in candidates], "weights": weights.tolist(),
         "chains": sum(c.chains for c in cooled.values()), "moves": sum(c.moves for c in cooled.values()), "notes": notes_of(found),
     }  # fmt: skip
@@ -231,20 +236,6 @@ def phase_diagram(
     return PhaseDiagram(*parts)
 
 
-def _chosen(candidates: Sequence[Candidate], shares: NDArray[np.int64], seed: int) -> list[NDArray[np.float64]]:
-    """Draws of each candidate, each at most once if there are enough."""
-    found = []
-    for c, n in zip(candidates, shares, strict=True):
-        rng = np.random.default_rng(np.random.SeedSequence(_entropy(seed, c)))
-        found.append(c.couplings[rng.choice(len(c.couplings), int(n), replace=n > len(c.couplings))])
-    return found
-
-
-def _entropy(seed: int, candidate: Candidate, *place: int) -> tuple[int, ...]:
-    """Random numbers by identity: the model's name and place, so that neither workers nor other candidates change them."""
-    return (seed, zlib.crc32(candidate.hamiltonian.name.encode()), *place)
-
-
 def _sheets(
     candidates: Sequence[Candidate], chosen: Sequence[NDArray[np.float64]], box: Supercell, counts: Sequence[NDArray[np.int64]],
     potentials: NDArray[np.float64] | None, varied: int, t: NDArray[np.float64], sweeps: float, seed: int,
@@ -258,7 +249,7 @@ def _sheets(
         for column, count in enumerate(counts):
             potential = None if potentials is None else float(potentials[column])
             place = int(count[1]) if potential is None else column
-            found[number, column] = split(Sheet(compiled, box, some, t, count, varied, sweeps, _entropy(seed, candidate, place), potential))
+            found[number, column] = split(Sheet(compiled, box, some, t, count, varied, sweeps, identity(seed, candidate, place), potential))
     return found
 
 
@@ -335,53 +326,3 @@ def _extrapolated(images: Sequence[Any], x: NDArray[np.float64], varied: int, ca
         return np.zeros(len(x), dtype=bool)
     seen = [o.true_composition[varied] for o in images]
     return (x < min(seen)) | (x > max(seen))
-
-
-def _one_system(candidates: Sequence[Candidate]) -> tuple[Any, tuple[str, ...]]:
-    """The lattice and species that all candidates share."""
-    if not candidates or not any(c.weight > 0 for c in candidates):
-        raise InputError(f"{len(candidates)} candidates without weight given; expected at least one with a weight above 0")
-    systems = {(c.hamiltonian.lattice, c.hamiltonian.species) for c in candidates}
-    names = [c.hamiltonian.name for c in candidates]
-    if len(systems) > 1 or len(set(names)) < len(names):
-        raise InputError(f"models {', '.join(names)} given; expected different names, one lattice, and the same species in the same order")
-    lattice, species = systems.pop()
-    if len(species) != 2:
-        raise InputError(f"species {', '.join(species)} given; a phase diagram expects two species for now")
-    return lattice, species
-
-
-def _axis(name: str, given: ArrayLike | Mapping[str, ArrayLike] | None, species: tuple[str, ...]) -> tuple[int, NDArray[np.float64]]:
-    """Number of the species that varies, and the values."""
-    between = (0.0, 1.0) if name == "composition" else (-np.inf, np.inf)
-    if not isinstance(given, Mapping):
-        return 1, _rising(name, given, between)
-    if len(given) != 1 or not set(given) <= set(species):
-        raise InputError(f"{name} of {sorted(given)} given; expected values of one of {', '.join(species)}")
-    [(one, grid)] = given.items()
-    return species.index(one), _rising(f"{name} of {one}", grid, between)
-
-
-def _rising(name: str, grid: Any, between: tuple[float, float]) -> NDArray[np.float64]:
-    grid, (low, high) = np.asarray(grid, dtype=float), between
-    if grid.ndim != 1 or not len(grid) or not (np.isfinite(grid) & (grid > low) & (grid < high)).all() or (np.diff(grid) <= 0).any():
-        where = f" between {low:g} and {high:g}" if np.isfinite(high) else f" above {low:g}" if np.isfinite(low) else ""
-        raise InputError(f"{name} {grid.tolist()} given; expected one row of rising numbers{where}")
-    return grid
-
-
-def _shape(dimension: int, n_basis: int, size: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Sides of the box."""
-    if size is None:
-        size = max(12, 6 * round((576 / n_basis) ** (1 / dimension) / 6))
-    shape = (int(size),) * dimension if np.ndim(size) == 0 else tuple(int(n) for n in size)
-    if len(shape) != dimension or any(n < 6 or n % 2 for n in shape):
-        raise InputError(f"size {size} given; expected even numbers of cells, at least 6, one or {dimension} of them")
-    return shape
-
-
-def _version() -> str:
-    try:
-        return metadata.version("bayesatoms")
-    except metadata.PackageNotFoundError:  # run from the source tree
-        return "source"

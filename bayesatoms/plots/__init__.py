@@ -8,27 +8,36 @@ What to draw when: :func:`reading` for whether an image was read rightly, or its
 :func:`intensities`, :func:`certainty`, :func:`background`, :func:`strain`; :func:`site_map` for the data;
 :func:`histogram` for how well each model reproduces them; :func:`posteriors` and :func:`corner` for the
 couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which model;
-:func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what
-follows elsewhere; :func:`rank_bands` for whether the posteriors can be trusted.
+:func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what follows elsewhere, with
+:func:`order_against_temperature` at one composition, :func:`transition_temperatures`, :func:`coexistence`,
+:func:`model_disagreement` and, as atoms, :func:`snapshots`;
+:func:`gain_map_figure` for what to image next; :func:`rank_bands` for whether the posteriors can be trusted.
 """
 
+from .boundaries import coexistence, order_against_temperature, transition_temperatures
 from .calibration import rank_bands
 from .couplings import corner, label_shift, posteriors
 from .fits import histogram, predicted_counts, s2_landscape, weights
+from .gain import gain_map_figure
 from .micrographs import background, certainty, intensities, overlay, reading, strain
-from .phases import phase_map
+from .phases import model_disagreement, phase_map
+from .predicted import snapshots
 from .structure import environment_key, site_map
 from .style import model_colours, save, signed, to_png, to_svg
 
 __all__ = [
     "background",
     "certainty",
+    "coexistence",
     "corner",
     "environment_key",
+    "gain_map_figure",
     "histogram",
     "intensities",
     "label_shift",
     "model_colours",
+    "model_disagreement",
+    "order_against_temperature",
     "overlay",
     "phase_map",
     "posteriors",
@@ -39,8 +48,10 @@ __all__ = [
     "save",
     "signed",
     "site_map",
+    "snapshots",
     "strain",
     "to_png",
     "to_svg",
+    "transition_temperatures",
     "weights",
 ]

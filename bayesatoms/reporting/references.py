@@ -12,7 +12,8 @@ ALWAYS = "always"
 class Reference:
     """One paper: what it was used for, who, what, where, and its identifier.
 
-    `when` names the part of a run that uses it: "always", "comparison" or "phases".
+    `when` names the part of a run that uses it: "always", "comparison", "phases", "coexistence" (of a phase map with enough
+    compositions) or "critical" (temperatures from crossings of two sizes, which a run by itself does not look for).
     """
 
     purpose: str
@@ -130,6 +131,38 @@ REFERENCES = (
         "phases",
     ),
     Reference(
+        "disagreement of the models on the phase (Jensen-Shannon divergence)",
+        "J. Lin",
+        "Divergence measures based on the Shannon entropy",
+        "IEEE Transactions on Information Theory 37, 145 (1991)",
+        "doi:10.1109/18.61115",
+        "phases",
+    ),
+    Reference(
+        "chemical potentials by trial insertion, here the exchange of one atom for another",
+        "B. Widom",
+        "Some topics in the theory of fluids",
+        "Journal of Chemical Physics 39, 2808 (1963)",
+        "doi:10.1063/1.1734110",
+        "phases",
+    ),
+    Reference(
+        "coexisting compositions: the common tangent",
+        "J. W. Gibbs",
+        "On the equilibrium of heterogeneous substances",
+        "Transactions of the Connecticut Academy 3, 108 (1876); abstract in American Journal of Science 16, 441 (1878)",
+        "doi:10.2475/ajs.s3-16.96.441",
+        "coexistence",
+    ),
+    Reference(
+        "critical temperatures where two sizes of crystal fluctuate alike",
+        "K. Binder",
+        "Finite size scaling analysis of Ising model block distribution functions",
+        "Zeitschrift für Physik B 43, 119 (1981)",
+        "doi:10.1007/BF01293604",
+        "critical",
+    ),
+    Reference(
         "compiled Monte Carlo kernels",
         "S. K. Lam, A. Pitrou, S. Seibert",
         "Numba: a LLVM-based Python JIT compiler",
@@ -144,7 +177,7 @@ def cited(parts: Iterable[str] = ()) -> tuple[Reference, ...]:
 
     Parameters
     ----------
-    parts : iterable of {"comparison", "phases"}
+    parts : iterable of {"comparison", "phases", "coexistence", "critical"}
 
     Returns
     -------

@@ -38,6 +38,7 @@ from . import calibration as trust
 from . import images
 from .comparison import comparison_tables
 from .notes import identifiability, meaning, prior_text
+from .phases import phases
 from .references import cited
 
 _AS_GIVEN = "as given"  # the labelling of the result itself
@@ -62,7 +63,7 @@ def write_report(
     ----------
     result : Result
     diagram : PhaseDiagram, optional
-        Adds the phase map.
+        Adds the phase map; where plotly is installed, also as a figure to explore (2 MB, without network).
     path : path
         Written whole or not at all.
     comparison : Comparison, optional
@@ -109,7 +110,7 @@ def write_report(
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(fixed=_fixed, signed=_signed, p=_p)
+    environment.filters.update(fixed=_fixed, signed=_signed, p=_p, plain=_text)
     return environment.from_string(resources.files(__package__).joinpath("template.html").read_text(encoding="utf8"))
 
 
@@ -137,12 +138,17 @@ def _page(
         "coupling_figures": _coupling_figures(result, comparison),
         "image_figures": _image_figures(result, comparison),
         "relabelled": _labellings(result, relabelled),
-        "phases": _phases(diagram),
+        "phases": phases(diagram, result),
         "settings": asdict(result.settings),
         "versions": {**versions(), **{name: metadata.version(name) for name in ("matplotlib", "jinja2")}},
         "inputs": _inputs(result),
-        "references": cited(["comparison", *(["phases"] if diagram is not None else [])]),
+        "references": cited(["comparison", *_parts(diagram)]),
     }
+
+
+def _parts(diagram: PhaseDiagram | None) -> list[str]:
+    """The parts of a phase map that stand on papers of their own."""
+    return [] if diagram is None else ["phases", *(["coexistence"] if "coexistence" in diagram.boundaries else [])]
 
 
 def _failed(checks: Mapping[str, Check]) -> list[tuple[str, str]]:
@@ -261,19 +267,6 @@ def _remain(result: Result) -> tuple[str, ...]:
         values = np.array([log_evidence(result, fit, scale)[0] for fit in result.fits.values()])
         weights[scale] = dict(zip(result.fits, np.exp(values - np.logaddexp.reduce(values)).tolist(), strict=True))
     return remaining(weights)
-
-
-def _phases(diagram: PhaseDiagram | None) -> dict[str, Any] | None:
-    if diagram is None:
-        return None
-    text = (
-        "Lines: the order parameter crosses its threshold at the median (solid) and at the 5 and 95 % quantiles (dashed) of the posterior. "
-        "Temperatures are relative to the formation temperature. Hatched: more than 10 % of the draws ask for stronger interactions than "
-        "were simulated, the values shown there are the last ones simulated."
-    )
-    known = {**diagram.summary(), **{k: diagram.dataset.attrs.get(k) for k in ("models", "weights", "box", "sweeps")}}
-    summary = [(k.replace("_", " "), _text(v)) for k, v in known.items()]
-    return {"figure": _picture(plots.phase_map(diagram), "Phase map", text), "summary": summary}
 
 
 # ---------------------------------------------------------------------- figures
