@@ -54,6 +54,21 @@ def autocorrelation_time(series: ArrayLike) -> float:
     return _time(correlation)
 
 
+def autocorrelation_times(series: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of many series (m, n) at once; shape (m,).
+
+    Examples
+    --------
+    >>> rows = np.random.default_rng(0).normal(size=(3, 100))
+    >>> autocorrelation_times(rows).tolist() == [autocorrelation_time(row) for row in rows]
+    True
+    """
+    times = _each(np.ascontiguousarray(series, dtype=float), _FEW)
+    for i in np.flatnonzero(times <= 0):
+        times[i] = autocorrelation_time(series[i])
+    return np.maximum(times, 1.0)
+
+
 @njit(nogil=True, cache=True)
 def _direct(series: NDArray[np.float64], most: int) -> float:
     """Sokal's time by summing lag after lag, which most series need few of; 0 where the window does not close in time."""
@@ -71,6 +86,15 @@ def _direct(series: NDArray[np.float64], most: int) -> float:
         if lag >= _WINDOW * time:
             return time
     return 0.0
+
+
+@njit(nogil=True, cache=True)
+def _each(series: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """The direct sums of many series."""
+    times = np.empty(len(series))
+    for i in range(len(series)):
+        times[i] = _direct(series[i], most)
+    return times
 
 
 def _time(correlation: NDArray[np.float64]) -> float:

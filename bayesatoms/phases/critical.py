@@ -13,6 +13,7 @@ looked at at a given composition; M is the spectral weight of the star of wave v
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ from .sheet import LONG, ORDER, Sheet, cool
 _SCOUTED = np.geomspace(0.1, 6.0, 28)  # temperatures of |w| = 1 among which a transition is looked for
 _SCOUT = 12  # cells along a side of the crystal that finds it
 _WINDOWS = (0.12, 0.04)  # half widths of the temperatures about it, relative: to find it, and to measure it
+_INNER = 0.5  # of the half width: a crossing further out is measured again with the window about it
 _FACTORS = 64  # of one direction alone
 _LEAST = 16  # of each of many
 _SHIFTS = 6  # windows tried
@@ -164,20 +166,25 @@ def critical_temperatures(
     alone = len(directions) <= 2  # both signs of one coupling
     size = size or {2: (18 if alone else 12)}.get(hamiltonian.lattice.dimension, 12 if alone else 6)
     searches = [
-        _Search(hamiltonian, d, composition, size, records, _FACTORS if alone else _LEAST, (seed, number))
-        for number, d in enumerate(directions)
+        _Search(hamiltonian, d, composition, size, records, _FACTORS if alone else _LEAST, (seed, _identity(d)))
+        for d in directions
         if d.any()
     ]
-    results: dict[int, tuple[float, float, str, float]] = {}
+    results: dict[bytes, tuple[float, float, str, float]] = {}
     with executor(workers) as crew:
         for done, (search, result) in enumerate(crew.run(_search, searches), 1):
-            results[search.entropy[1]] = result
+            results[search.direction.tobytes()] = result
             if progress is not None:
                 progress("critical", done, len(searches))
-    rows = [results.get(int(i), (0.0, 0.0, "none", composition)) for i in which.reshape(-1)]
+    rows = [results.get(directions[i].tobytes(), (0.0, 0.0, "none", composition)) for i in which.reshape(-1)]
     t, error, kind, x = zip(*rows, strict=True)
     reach = (float(_SCOUTED[0]), float(_SCOUTED[-1]))
     return Critical(np.array(t) * strength, np.array(error) * strength, tuple(kind), np.array(x), reach)
+
+
+def _identity(direction: NDArray[np.float64]) -> int:
+    """A number of the direction itself, so that its random numbers do not depend on what else is asked for."""
+    return zlib.crc32(np.round(direction / _SAME).astype(np.int64).tobytes())
 
 
 def _search(search: _Search) -> tuple[float, float, str, float]:
@@ -199,8 +206,14 @@ def _search(search: _Search) -> tuple[float, float, str, float]:
         small, large = (looker.ratios(middle * (1 + half * u), scale * search.size, search, _SHIFTS + number) for scale in (1, 2))
         rng = np.random.default_rng(np.random.SeedSequence([*search.entropy, 9, number]))
         crossing, error = _crossing(u, small, large, looker.noise, rng)
-        if np.isfinite(crossing):
+        if len(looker.one_phase) > len(u) // 2:
+            middle *= 1 + half
+            continue
+        if abs(crossing) <= _INNER or (np.isfinite(crossing) and number == _SHIFTS - 1):
             return middle * (1 + half * crossing), middle * half * error, kind, looker.composition
+        if np.isfinite(crossing):  # at the edge a cubic is hardly held, and what crosses beyond it is missed
+            middle *= 1 + half * crossing
+            continue
         middle *= 1 + half * (1 if np.median(large - small) < 0 else -1)
     return middle, np.inf, kind, looker.composition
 
@@ -318,12 +331,15 @@ class _Separation:
         mu, middle, brief = np.zeros(len(t)), box.n_sites / 2, replace(s, records=max(50, s.records // 4))
         if not self.symmetric:
             # held near one half by a spring, the mean excess tells the slope of the free energy; then the third moment does
-            spring = Constrained(2 * np.sqrt(box.n_sites))
+            # (a spring softer than the random alloy would let go, in a small crystal below its transition)
+            spring = Constrained(np.sqrt(box.n_sites) / 2)
             excess = np.array([n.mean() - middle for n in self._atoms(brief, box, t, mu, (number, 0), spring)])
             mu = np.polynomial.Polynomial.fit(t, -excess / spring.spread**2 * t, 1)(t)
             for attempt in (1, 2):
-                shifts = np.array([_balanced(n) for n in self._atoms(brief, box, t, mu, (number, attempt))])
-                mu = np.polynomial.Polynomial.fit(t, mu + shifts * t, 1)(t)
+                # all chains together: each alone may see one phase only, but how many see which tells where the balance is
+                atoms = np.concatenate(self._atoms(brief, box, t, mu, (number, attempt)))
+                if abs(atoms.mean() / box.n_sites - 0.5) <= _ONE_PHASE:
+                    mu = mu + _balanced(atoms) * t
         atoms = self._atoms(s, box, t, mu, (number, 3))
         if self.symmetric:
             return np.array([((n - middle) ** 4).mean() / ((n - middle) ** 2).mean() ** 2 for n in atoms])

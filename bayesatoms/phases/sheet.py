@@ -24,7 +24,7 @@ from ..montecarlo.chains import Chain
 from ..montecarlo.engine import run_chains
 from ..montecarlo.ensembles import Canonical, Ensemble, SemiGrand
 from ..montecarlo.lanes import MOST
-from ..montecarlo.timeseries import autocorrelation_time
+from ..montecarlo.timeseries import autocorrelation_times
 from .insertion import chemical_potentials
 from .observables import bond_count, disordered_floor, order_parameter, ordered_threshold, warren_cowley
 
@@ -96,7 +96,7 @@ class Sheet:
         return digest.hexdigest()
 
 
-_VERSION = 7  # of what a sheet computes: stored ones of another are not used
+_VERSION = 8  # of what a sheet computes: stored ones of another are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,10 +221,8 @@ def _stage(
     found: _Way,
 ) -> NDArray[np.float64]:
     """Blocks of records of the lanes here until their phases are told; labels move on. Returns the acceptance of each lane here."""
-    t = float(sheet.stages[stage])
-    series: dict[int, list[NDArray[np.float64]]] = {int(lane): [] for lane in here}
-    inserted: dict[int, list[NDArray[np.uint8]]] = {int(lane): [] for lane in here}
-    accepted, active = np.zeros(len(labels)), here
+    t, asked = float(sheet.stages[stage]), stage in sheet.asked
+    accepted, active, series = np.zeros(len(labels)), here, np.zeros((len(here), _MEASURED, 0))
     for block in range(BLOCKS):
         place = (attempt, way, stage, block)
         chains = run_chains(
@@ -232,24 +230,28 @@ def _stage(
             burn=0.0 if block else _BURN * sheet.sweeps, seeds=[_seed(sheet, *place, lanes[i]) for i in active],
             sites=_seed(sheet, *place), ensemble=sheet.ensemble(t), kernel=_kernel(sheet),
         )  # fmt: skip
-        snapshots = np.concatenate([c.snapshots for c in chains])
-        for i, rows, c, shots in zip(active, _series(sheet, chains, snapshots, t), chains, np.split(snapshots, len(chains)), strict=True):
-            series[int(i)].append(rows)
-            inserted[int(i)].append(shots)
-            labels[i], accepted[i] = shots[-1], c.acceptance
-            found.chains, found.moves = found.chains + 1, found.moves + c.moves
-        for i in active:
-            _sum_up(found, way, stage, int(i), np.concatenate(series[int(i)], axis=1), sheet.box.n_sites, t)
+        snapshots = np.stack([c.snapshots for c in chains])
+        labels[active], accepted[active] = snapshots[:, -1], [c.acceptance for c in chains]
+        found.chains, found.moves = found.chains + len(chains), found.moves + sum(c.moves for c in chains)
+        series = np.concatenate([series, _series(sheet, chains, snapshots.reshape(-1, snapshots.shape[-1]), t)], axis=2)
+        _sum_up(found, way, stage, active, series, sheet.box.n_sites, t)
         apart = np.abs(found.values[way, stage, active, ORDER] - sheet.threshold)
         # near its threshold a lane goes on; one that stands still would only say the same again
-        active = active[(apart < _SIGMAS * found.errors[way, stage, active, ORDER]) & (accepted[active] * sheet.sweeps > 1)]
+        on = (apart < _SIGMAS * found.errors[way, stage, active, ORDER]) & (accepted[active] * sheet.sweeps > 1)
+        if sheet.potential is None and asked:
+            for i, shots in zip(active, snapshots, strict=True):
+                found.values[way, stage, i, POTENTIAL] = t * _potential(sheet, sheet.couplings[lanes[i]] / t, shots)
+        active, series = active[on], series[on]
         if not len(active):
             break
-    if sheet.potential is None and stage in sheet.asked:
-        for i in here:
-            energies, shots = sheet.compiled.tables @ (sheet.couplings[lanes[i]] / t), np.concatenate(inserted[int(i)])
-            found.values[way, stage, i, POTENTIAL] = t * chemical_potentials(sheet.compiled, energies, shots, sheet.varied)
     return accepted[here]
+
+
+def _potential(sheet: Sheet, couplings: NDArray[np.float64], snapshots: NDArray[np.uint8]) -> float:
+    """Chemical potential in kT of the stage; where couplings are weak, fewer trials tell it as well."""
+    energies = sheet.compiled.tables @ couplings
+    every = next(n for n, most in ((4, 0.3), (2, 0.8), (1, np.inf)) if np.ptp(energies) <= most)
+    return chemical_potentials(sheet.compiled, energies, snapshots[::every], sheet.varied)
 
 
 def _kernel(sheet: Sheet) -> str:
@@ -269,12 +271,14 @@ def _series(sheet: Sheet, chains: Iterable[Chain], snapshots: NDArray[np.uint8],
     return np.moveaxis(rows.reshape(_MEASURED, -1, RECORDS), 1, 0)
 
 
-def _sum_up(found: _Way, way: int, stage: int, lane: int, rows: NDArray[np.float64], n_sites: int, t: float) -> None:
-    """Means over a lane's records and their standard errors; the heat capacity is the energy's variance."""
-    times = np.array([autocorrelation_time(row) for row in rows])
-    found.values[way, stage, lane, :_MEASURED] = rows.mean(axis=1)
-    found.errors[way, stage, lane, :_MEASURED] = rows.std(axis=1, ddof=1) * np.sqrt(times / rows.shape[1])
-    found.values[way, stage, lane, HEAT] = rows[ENERGY].var(ddof=1) * n_sites / t**2
+def _sum_up(found: _Way, way: int, stage: int, lanes: NDArray[np.int64], series: NDArray[np.float64], n_sites: int, t: float) -> None:
+    """Means over the records (lanes, 5, records) and their standard errors; the heat capacity is the energy's variance."""
+    n = series.shape[2]
+    times = autocorrelation_times(series.reshape(-1, n)).reshape(len(lanes), _MEASURED)
+    variance = series.var(axis=2, ddof=1)
+    found.values[way, stage, lanes, :_MEASURED] = series.mean(axis=2)
+    found.errors[way, stage, lanes, :_MEASURED] = np.sqrt(variance * times / n)
+    found.values[way, stage, lanes, HEAT] = variance[:, ENERGY] * n_sites / t**2
 
 
 def _lowest(found: _Way) -> NDArray[np.float64]:
