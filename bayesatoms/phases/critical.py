@@ -117,7 +117,7 @@ def critical_temperatures(
         Of the second species: where order is looked for. Separation is followed to its own critical composition.
     size : int
         Cells along a side of the smaller crystal, a multiple of 6 so that orderings fit; by default 12 or 18 in two dimensions
-        (many directions or one), 6 or 12 in three. The larger has twice as many.
+        (many directions or one; 18 as well where the two species are not alike), 6 or 12 in three. The larger has twice as many.
     records : int
         Of every chain.
     seed : int
@@ -164,9 +164,18 @@ def critical_temperatures(
     units = np.round(w / np.where(strength > 0, strength, 1.0)[:, None] / _SAME) * _SAME
     directions, which = np.unique(units, axis=0, return_inverse=True)
     alone = len(directions) <= 2  # both signs of one coupling
-    size = size or {2: (18 if alone else 12)}.get(hamiltonian.lattice.dimension, 12 if alone else 6)
+    few, many = {2: (18, 12)}.get(hamiltonian.lattice.dimension, (12, 6))
     searches = [
-        _Search(hamiltonian, d, composition, size, records, _FACTORS if alone else _LEAST, (seed, _identity(d)))
+        # where the two species are not alike corrections are larger
+        _Search(
+            hamiltonian,
+            d,
+            composition,
+            size or (few if alone or not _alike(hamiltonian, d) else many),
+            records,
+            _FACTORS if alone else _LEAST,
+            (seed, _identity(d)),
+        )
         for d in directions
         if d.any()
     ]
@@ -180,6 +189,14 @@ def critical_temperatures(
     t, error, kind, x = zip(*rows, strict=True)
     reach = (float(_SCOUTED[0]), float(_SCOUTED[-1]))
     return Critical(np.array(t) * strength, np.array(error) * strength, tuple(kind), np.array(x), reach)
+
+
+def _alike(hamiltonian: Hamiltonian, direction: NDArray[np.float64]) -> bool:
+    """Whether the energy stays the same when the two species are exchanged."""
+    box = hamiltonian.lattice.supercell((6,) * hamiltonian.lattice.dimension)
+    known = Compiled.build(hamiltonian.orbits, box, 2)
+    some = np.random.default_rng(0).integers(0, 2, (4, known.n_sites))
+    return all(np.isclose(*(known.features(row) @ direction for row in (r, 1 - r))) for r in some)
 
 
 def _identity(direction: NDArray[np.float64]) -> int:
@@ -317,10 +334,7 @@ class _Separation:
 
     def __init__(self, search: _Search) -> None:
         s, self.composition, self.one_phase = search, 0.5, np.zeros(0, dtype=int)
-        known = Compiled.build(s.hamiltonian.orbits, s.hamiltonian.lattice.supercell((6,) * s.hamiltonian.lattice.dimension), 2)
-        rng = np.random.default_rng(0)
-        some = rng.integers(0, 2, (4, known.n_sites))
-        self.symmetric = all(np.isclose(*(known.features(r) @ s.direction for r in (row, 1 - row))) for row in some)
+        self.symmetric = _alike(s.hamiltonian, s.direction)
         self.model = Hamiltonian(
             "h", *s.hamiltonian.terms, _named(s.hamiltonian), lattice=s.hamiltonian.lattice, species=s.hamiltonian.species
         )
