@@ -19,7 +19,7 @@ from bayesatoms.phases.coexistence import free_energy, gaps
 from bayesatoms.phases.diagram import PhaseDiagram, phase_diagram
 from bayesatoms.phases.insertion import chemical_potentials
 from bayesatoms.phases.mapping import Draws, disagreement, notes_of
-from bayesatoms.phases.sheet import Sheet, cool, joined, split
+from bayesatoms.phases.sheet import POTENTIAL, Sheet, cool, joined, split
 
 SPECIES = ("A", "B")
 SQUARE = Hamiltonian("square", Pair(*SPECIES, name="w"), lattice=Lattice.square(), species=SPECIES)
@@ -47,7 +47,7 @@ def test_chemical_potential_is_that_of_the_enumerated_torus(w):
     log_z = {n: np.logaddexp.reduce([-w * features(atoms) for atoms in itertools.combinations(range(16), n)]) for n in (4, 6)}
     exact = (log_z[4] - log_z[6]) / 2
     sheet = Sheet(compiled, box, np.full((128, 1), w), np.array([1.0]), np.array([11, 5]), 1, 200.0, (3,))
-    found = joined([cool(s) for s in split(sheet)]).values[6, :, 0]
+    found = joined([cool(s) for s in split(sheet)]).values[POTENTIAL, :, 0]
     assert abs(found.mean() - exact) < 4 * found.std(ddof=1) / np.sqrt(len(found))
     assert found.std(ddof=1) / np.sqrt(len(found)) < 0.02 < abs(exact - np.log(5.5 / 11.5))  # free mixing would be refused
 
@@ -146,6 +146,12 @@ def test_semi_grand_map():
     assert mirror.mean_composition_mean.values == pytest.approx(x, abs=0.02)
     random = phase_diagram([Candidate(RANDOM, np.zeros((0, 0)))], chemical_potential=mu, temperature=t, seed=1).dataset
     assert random.mean_composition_mean.values == pytest.approx(1 / (1 + np.exp(-np.array(mu) / np.array(t)[:, None])))
+    x = random.mean_composition_mean.values
+    assert random.susceptibility_mean.values == pytest.approx(x * (1 - x) / np.array(t)[:, None])
+    # atoms that hardly interact, 64 draws of at least 32 records each: a variance is known to sqrt(2 / 2048), four times that
+    free = phase_diagram([Candidate(SQUARE, [[1e-3]])], chemical_potential=[0.5], temperature=[2.0], draws=64, size=12, seed=1).dataset
+    x = 1 / (1 + np.exp(-0.25))
+    assert free.susceptibility_mean.item() == pytest.approx(x * (1 - x) / 2, rel=4 * (2 / 2048) ** 0.5)
     assert "chemical_potential" in found.dims
     assert "composition" not in found.dims
 
@@ -168,7 +174,7 @@ def test_models_that_disagree():
 def _draws(order: np.ndarray, temperature: list[float], owner: list[int]) -> Draws:
     """A map of one composition whose draws have these order parameters (draws, temperature)."""
     box = ORDERING.lattice.supercell((24, 24))
-    values = np.zeros((8, *order.shape, 1))
+    values = np.zeros((9, *order.shape, 1))
     values[0, ..., 0], values[4] = order, 1 / 3
     flags = np.zeros(values.shape[1:], dtype=bool)
     across = ("composition", np.array([1 / 3]), "fraction of B")

@@ -219,7 +219,7 @@ def test_default_box(lattice, box):
 def _way(energy, order=None) -> _Way:
     """One lane whose energies (order parameters) on cooling and on warming are these."""
     energy = np.array(energy)
-    values, errors = np.zeros((2, energy.shape[1], 1, 8)), np.full((2, energy.shape[1], 1, 8), 0.1)
+    values, errors = np.zeros((2, energy.shape[1], 1, 9)), np.full((2, energy.shape[1], 1, 9), 0.1)
     values[..., 0, ENERGY] = energy
     if order is not None:
         values[..., 0, ORDER] = order

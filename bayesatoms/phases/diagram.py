@@ -29,7 +29,7 @@ from .arguments import axis_of, box_shape, chosen_draws, identity, one_system, r
 from .candidates import Candidate, candidates_of
 from .mapping import Draws, boundaries_of, map_of, models_of, notes_of
 from .observables import disordered_floor
-from .sheet import ALPHA, COMPOSITION, ORDER, POTENTIAL, RECORDS, Cooled, Sheet, cool, joined, split
+from .sheet import ALPHA, COMPOSITION, ORDER, POTENTIAL, RECORDS, SUSCEPTIBILITY, Cooled, Sheet, cool, joined, split
 
 if TYPE_CHECKING:
     from ..inference.posterior import Result
@@ -44,8 +44,8 @@ class PhaseDiagram:
     ----------
     dataset : Dataset
         Over (temperature, composition) or (temperature, chemical_potential), `quantile` in front where a value has a spread:
-        order_parameter, warren_cowley, energy, heat_capacity, chemical_potential (or mean_composition), each with its mean as
-        NAME_mean; p_disordered, p_ordered, p_separated, p_coexistence; hysteresis, supported, extrapolated, disagreement.
+        order_parameter, warren_cowley, energy, heat_capacity, chemical_potential (or mean_composition and susceptibility), each
+        with its mean as NAME_mean; p_disordered, p_ordered, p_separated, p_coexistence; hysteresis, supported, extrapolated, disagreement.
     models : Dataset
         The probability of each phase under each model, and the models' weights.
     boundaries : Dataset
@@ -304,7 +304,7 @@ def _gather(
     """Every draw's values, those of the random alloy from its formulas."""
     (box, counts, varied), owner = system, np.repeat(np.arange(len(candidates)), [len(c) for c in chosen])
     shape = (len(owner), len(t), len(counts))
-    values, unsettled, frozen = np.zeros((8, *shape)), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    values, unsettled, frozen = np.zeros((9, *shape)), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     n = box.n_sites
     values[ORDER], values[ALPHA] = disordered_floor(box), -1 / (n - 1)
     for column, count in enumerate(counts):
@@ -312,7 +312,9 @@ def _gather(
         if axis[0] == "composition":
             values[COMPOSITION, :, :, column], values[POTENTIAL, :, :, column] = k / n, t * np.log((k + 0.5) / (n - k + 0.5))
         else:
-            values[COMPOSITION, :, :, column], values[ALPHA, :, :, column] = 1 / (1 + np.exp(-axis[1][column] / t)), 0.0
+            x = 1 / (1 + np.exp(-axis[1][column] / t))
+            values[COMPOSITION, :, :, column], values[ALPHA, :, :, column] = x, 0.0
+            values[SUSCEPTIBILITY, :, :, column] = x * (1 - x) / t
     for (number, column), found in cooled.items():
         mine = owner == number
         values[:, mine, :, column] = found.values.swapaxes(0, 1)  # the two selected axes come first

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..lattice import Supercell
 from .coexistence import gaps
 from .observables import PHASES, ordered_threshold, phase
-from .sheet import ALPHA, COMPOSITION, DOUBT, ENERGY, HEAT, LONG, ORDER, POTENTIAL
+from .sheet import ALPHA, COMPOSITION, DOUBT, ENERGY, HEAT, LONG, ORDER, POTENTIAL, SUSCEPTIBILITY
 
 QUANTILES = (0.05, 0.5, 0.95)
 _TANGENT = 5  # compositions from which on a free energy is integrated
@@ -22,6 +22,7 @@ _NAMES = {
     ALPHA: ("warren_cowley", "1", "Warren-Cowley parameter, nearest neighbours (0 random, negative: unlike preferred)"),
     ENERGY: ("energy", "kT at formation, a site", "energy (less chemical work at given chemical potential)"),
     HEAT: ("heat_capacity", "k, a site", "heat capacity at fixed composition or chemical potential"),
+    SUSCEPTIBILITY: ("susceptibility", "1 / kT at formation, a site", "d x / d mu of the composition, N Var(x) / T"),
     COMPOSITION: ("mean_composition", "1", "fraction of the species that varies"),
     POTENTIAL: ("chemical_potential", "kT at formation", "chemical potential of the species that varies, against the other"),
 }
@@ -31,7 +32,7 @@ _NAMES = {
 class Draws:
     """What every draw does: the raw material of a map.
 
-    values (8, draws, temperature, across); unsettled, frozen (draws, temperature, across); owner (draws,) number of the model;
+    values (9, draws, temperature, across); unsettled, frozen (draws, temperature, across); owner (draws,) number of the model;
     `across` is the second axis: its name ("composition" or "chemical_potential"), values and text.
     """
 
@@ -104,7 +105,7 @@ def map_of(draws: Draws) -> xr.Dataset:
     axes = ("temperature", draws.across[0])
     columns: dict[str, tuple] = {}
     for number, (name, units, text) in _NAMES.items():
-        if (number == POTENTIAL and not draws.canonical) or (number == COMPOSITION and draws.canonical):
+        if number in ((COMPOSITION, SUSCEPTIBILITY) if draws.canonical else (POTENTIAL,)):
             continue
         spread = np.quantile(draws.values[number], QUANTILES, axis=0)
         columns[name] = (("quantile", *axes), spread, {"units": units, "long_name": text})

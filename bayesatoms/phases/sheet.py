@@ -28,7 +28,7 @@ from ..montecarlo.timeseries import autocorrelation_times
 from .insertion import chemical_potentials
 from .observables import bond_count, disordered_floor, order_parameter, ordered_threshold, warren_cowley
 
-ORDER, LONG, ALPHA, ENERGY, COMPOSITION, HEAT, POTENTIAL, DOUBT = range(8)  # what is known of a lane at a stage
+ORDER, LONG, ALPHA, ENERGY, COMPOSITION, HEAT, SUSCEPTIBILITY, POTENTIAL, DOUBT = range(9)  # what is known of a lane at a stage
 RECORDS = 16  # snapshots a block
 BLOCKS = 5  # of a stage, at most
 _MEASURED = 5  # the first of them are series: means over records
@@ -96,14 +96,14 @@ class Sheet:
         return digest.hexdigest()
 
 
-_VERSION = 8  # of what a sheet computes: stored ones of another are not used
+_VERSION = 9  # of what a sheet computes: stored ones of another are not used
 
 
 @dataclass(frozen=True, eq=False)
 class Cooled:
     """What a sheet found, at the temperatures asked for.
 
-    `values` (8, draws, T): see the numbers above, means of both ways (and half the difference of the two potentials); nan where
+    `values` (9, draws, T): see the numbers above, means of both ways (and half the difference of the two potentials); nan where
     there is none. `unsettled`, `frozen` (draws, T): not in equilibrium; beyond the temperature at which atoms stood still, where
     the last values are held.
     """
@@ -117,7 +117,7 @@ class Cooled:
 
 @dataclass(eq=False)
 class _Way:
-    """One cooling and warming of some lanes: values and errors (2 ways, stages, lanes, 8), the coldest stage that each reached."""
+    """One cooling and warming of some lanes: values and errors (2 ways, stages, lanes, 9), the coldest stage that each reached."""
 
     values: NDArray[np.float64]
     errors: NDArray[np.float64]
@@ -187,7 +187,7 @@ def joined(parts: Sequence[Cooled]) -> Cooled:
 def _way(sheet: Sheet, lanes: NDArray[np.int64], attempt: int) -> _Way:
     """Cool some lanes until they freeze, and warm them again."""
     n, stages = len(lanes), len(sheet.stages)
-    found = _Way(np.full((2, stages, n, 8), np.nan), np.zeros((2, stages, n, 8)), np.full(n, stages - 1))
+    found = _Way(np.full((2, stages, n, 9), np.nan), np.zeros((2, stages, n, 9)), np.full(n, stages - 1))
     atoms = np.repeat(np.arange(2, dtype=np.uint8), sheet.counts)
     labels = np.stack([np.random.default_rng(_seed(sheet, attempt, lane)).permutation(atoms) for lane in lanes])
     moving = np.ones(n, dtype=bool)
@@ -272,13 +272,14 @@ def _series(sheet: Sheet, chains: Iterable[Chain], snapshots: NDArray[np.uint8],
 
 
 def _sum_up(found: _Way, way: int, stage: int, lanes: NDArray[np.int64], series: NDArray[np.float64], n_sites: int, t: float) -> None:
-    """Means over the records (lanes, 5, records) and their standard errors; the heat capacity is the energy's variance."""
+    """Means over the records (lanes, 5, records) and their standard errors; heat capacity and susceptibility are variances."""
     n = series.shape[2]
     times = autocorrelation_times(series.reshape(-1, n)).reshape(len(lanes), _MEASURED)
     variance = series.var(axis=2, ddof=1)
     found.values[way, stage, lanes, :_MEASURED] = series.mean(axis=2)
     found.errors[way, stage, lanes, :_MEASURED] = np.sqrt(variance * times / n)
     found.values[way, stage, lanes, HEAT] = variance[:, ENERGY] * n_sites / t**2
+    found.values[way, stage, lanes, SUSCEPTIBILITY] = variance[:, COMPOSITION] * n_sites / t
 
 
 def _lowest(found: _Way) -> NDArray[np.float64]:
