@@ -22,6 +22,7 @@ from bayesatoms.hamiltonian import Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
 from bayesatoms.phases.candidates import Candidate
 from bayesatoms.phases.diagram import PhaseDiagram
+from bayesatoms.phases.hysteresis import Loop
 from bayesatoms.phases.mapping import Draws, boundaries_of, map_of, models_of, notes_of
 from bayesatoms.phases.observables import warren_cowley
 from bayesatoms.phases.sheet import ALPHA, COMPOSITION, DOUBT, HEAT, LONG, ORDER, POTENTIAL
@@ -330,3 +331,16 @@ def test_unknown_potentials_are_blank_not_numbers():
 def test_without_plotly_there_is_no_map_to_explore(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert phase_fragment(made()) is None
+
+
+def test_loops_draw_both_ways_and_where_the_phases_coexist():
+    mu, up = np.linspace(-1, 1, 5), np.array([[0.0, 0.1, 0.1, 0.9, 1.0], [0.0, 0.0, 0.1, 0.9, 1.0]])
+    loop = Loop(mu, up, 1 - up[:, ::-1], np.array([[0.0, 0.1, 0.9], [0.2, 0.1, 0.9]]))
+    ax = plots.loops(loop).axes[0]
+    rising, falling = (line.get_ydata() for line in ax.lines[:2])
+    assert rising == pytest.approx(np.median(up, axis=0))
+    assert falling == pytest.approx(np.median(1 - up[:, ::-1], axis=0))
+    assert ax.lines[2].get_xdata()[0] == pytest.approx(0.1)
+    assert len(ax.lines[3].get_xdata()) == 4
+    none = plots.loops(dataclasses.replace(loop, coexistence=np.full((2, 3), np.nan)))
+    assert any("no loop" in t.get_text() for t in none.findobj(Text))

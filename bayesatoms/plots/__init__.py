@@ -9,12 +9,12 @@ What to draw when: :func:`reading` for whether an image was read rightly, or its
 :func:`histogram` for how well each model reproduces them; :func:`posteriors` and :func:`corner` for the
 couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which model;
 :func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what follows elsewhere, with
-:func:`order_against_temperature` at one composition, :func:`transition_temperatures`, :func:`coexistence`,
+:func:`order_against_temperature` at one composition, :func:`transition_temperatures`, :func:`coexistence`, :func:`loops`,
 :func:`model_disagreement` and, as atoms, :func:`snapshots`;
 :func:`gain_map_figure` for what to image next; :func:`rank_bands` for whether the posteriors can be trusted.
 """
 
-from .boundaries import coexistence, order_against_temperature, transition_temperatures
+from .boundaries import coexistence, loops, order_against_temperature, transition_temperatures
 from .calibration import rank_bands
 from .couplings import corner, label_shift, posteriors
 from .fits import histogram, predicted_counts, s2_landscape, weights
@@ -35,6 +35,7 @@ __all__ = [
     "histogram",
     "intensities",
     "label_shift",
+    "loops",
     "model_colours",
     "model_disagreement",
     "order_against_temperature",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..phases.diagram import PhaseDiagram
+from ..phases.hysteresis import Loop
 from .phases import BOUNDARY, FROZEN, SUPPORTED, across, across_label, cell_edges, edges, kelvin_axis, say, temperature_axis
 from .style import GREY, HATCH, INK, PALE, SERIES, new_figure, panels, styled, thin
 
@@ -195,6 +196,41 @@ def coexistence(diagram: PhaseDiagram) -> Figure:
         Line2D([], [], color=BOUNDARY, lw=0.6, alpha=0.6, label="single draws"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
+    return figure
+
+
+@styled
+def loops(loop: Loop) -> Figure:
+    """Composition against chemical potential on the way up and down, and where the two phases coexist.
+
+    Lines are medians, bands hold 5 to 95 % of the draws. The vertical line and band are the potentials at which the grand potentials
+    of the two branches cross; the dots are the compositions there.
+
+    Parameters
+    ----------
+    loop : Loop
+        From :func:`~bayesatoms.phases.hysteresis.potential_loop`.
+
+    Returns
+    -------
+    Figure
+    """
+    figure = new_figure(4.6, 3.4)
+    ax = figure.subplots()
+    for values, colour, text in ((loop.up, SERIES[0], "rising"), (loop.down, SERIES[2], "falling")):
+        low, middle, high = np.quantile(values, _BAND, axis=0)
+        ax.fill_between(loop.potential, low, high, color=colour, alpha=0.25, lw=0)
+        ax.plot(loop.potential, middle, color=colour, label=text)
+    told = loop.coexistence[np.isfinite(loop.coexistence).all(axis=1)]
+    if len(told):
+        low, middle, high = np.quantile(told[:, 0], _BAND)
+        ax.axvspan(low, high, color=BOUNDARY, alpha=0.13, lw=0, zorder=0)
+        ax.axvline(middle, color=BOUNDARY, lw=1, label="coexistence", zorder=1)
+        ax.plot(np.repeat(told[:, 0], 2), told[:, 1:].reshape(-1), ls="", marker="o", ms=3, color=BOUNDARY)
+    else:
+        say(figure, ("no loop: one phase at every potential",))
+    ax.set(xlabel="chemical potential, kT at formation", ylabel="composition", ylim=(-0.03, 1.03))
+    ax.legend(loc="upper left")
     return figure
 
 
