@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from bayesatoms.errors import InputError
-from bayesatoms.hamiltonian import Hamiltonian, Pair
+from bayesatoms.hamiltonian import Cluster, Field, Hamiltonian, Pair
 from bayesatoms.lattice import Lattice
 from bayesatoms.montecarlo.executors import executor
 from bayesatoms.phases import diagram as diagram_module
@@ -148,9 +148,13 @@ def test_semi_grand_map():
     assert random.mean_composition_mean.values == pytest.approx(1 / (1 + np.exp(-np.array(mu) / np.array(t)[:, None])))
     x = random.mean_composition_mean.values
     assert random.susceptibility_mean.values == pytest.approx(x * (1 - x) / np.array(t)[:, None])
+    assert random.energy_mean.values == pytest.approx(-np.array(mu) * x)
+    assert random.heat_capacity_mean.values == pytest.approx(np.array(mu) ** 2 * x * (1 - x) / np.array(t)[:, None] ** 2)
     # atoms that hardly interact, 64 draws of at least 32 records each: a variance is known to sqrt(2 / 2048), four times that
     free = phase_diagram([Candidate(SQUARE, [[1e-3]])], chemical_potential=[0.5], temperature=[2.0], draws=64, size=12, seed=1).dataset
     x = 1 / (1 + np.exp(-0.25))
+    assert free.energy_mean.item() == pytest.approx(-0.5 * x, abs=0.01)
+    assert free.heat_capacity_mean.item() == pytest.approx(0.25 * x * (1 - x) / 4, rel=4 * (2 / 2048) ** 0.5)
     assert free.susceptibility_mean.item() == pytest.approx(x * (1 - x) / 2, rel=4 * (2 / 2048) ** 0.5)
     assert "chemical_potential" in found.dims
     assert "composition" not in found.dims
@@ -248,12 +252,45 @@ def test_interrupted_maps_go_on(tmp_path, monkeypatch):
     resumed = phase_diagram(source, **GRID, folder=tmp_path)
     assert len(calls) == 3  # the one that was finished is not run again
     xr.testing.assert_identical(resumed.dataset, whole.dataset)
-    next(iter(tmp_path.glob("*.npz"))).write_bytes(b"cut off")
+    one, other = tmp_path.glob("*.npz")
+    one.write_bytes(b"cut off")
+    other.write_bytes(other.read_bytes()[: other.stat().st_size // 2])
     again = phase_diagram(source, **GRID, folder=tmp_path)
-    assert len(calls) == 4
+    assert len(calls) == 5
     xr.testing.assert_identical(again.dataset, whole.dataset)
     phase_diagram(source, **{**GRID, "seed": 3}, folder=tmp_path)
-    assert len(calls) == 6  # another seed is another map
+    assert len(calls) == 7  # another seed is another map
+
+
+def test_stored_parts_belong_to_their_lattice_and_model():
+    """The same field on two lattices, and one triangle in two orders of its sites, are not the same map."""
+
+    def key(model):
+        box = model.lattice.supercell((6, 6))
+        return Sheet(model.compile(box), box, np.array([[0.1]]), np.array([1.0]), np.array([18, 18]), 1, 64.0, (1,)).key
+
+    fields = [Hamiltonian("h", Field("B"), lattice=lattice, species=SPECIES) for lattice in (Lattice.square(), Lattice.triangular())]
+    orders = [[[0, 0, 0], [1, 0, 0], [1, 2, 0]], [[1, 0, 0], [0, 0, 0], [1, 2, 0]]]
+    clusters = [Hamiltonian("c", Cluster(("A", "B", "B"), o, name="t"), lattice=Lattice.square(), species=SPECIES) for o in orders]
+    keys = [key(model) for model in (*fields, *clusters)]
+    assert len(set(keys)) == 4
+    assert keys == [key(model) for model in (*fields, *clusters)]
+
+
+def test_frozen_rows_say_nothing_of_coexistence(separating):
+    """Where atoms stand still the share of draws between two compositions is not known; a pure crystal is not frozen."""
+    draws = np.full((4, 1), 1.0)
+    grid = {"composition": np.linspace(0.1, 0.9, 5), "temperature": [0.02, 0.9]}
+    cold = phase_diagram([Candidate(SQUARE, draws)], **grid, draws=4, seed=1, size=12, sweeps=64).dataset
+    assert (cold.supported.values[0] < 1).all()
+    assert np.isnan(cold.p_coexistence.values[0]).all()
+    assert np.isfinite(cold.p_coexistence.values[1]).all()
+    assert np.isfinite(cold.chemical_potential_mean.values).all()
+    pure = phase_diagram([Candidate(SQUARE, draws)], chemical_potential=[-2.0, 2.0], temperature=[0.1], draws=4, seed=1, size=12).dataset
+    assert (pure.supported.values == 1).all()
+    assert pure.mean_composition_mean.values[0] == pytest.approx([0, 1], abs=1e-3)
+    with pytest.raises(InputError, match="some are the same number of atoms among 36 sites"):
+        phase_diagram([Candidate(SQUARE, draws)], composition=[0.30, 0.31], temperature=[1.0], draws=1, seed=1, size=6)
 
 
 def test_processes_give_the_same_map():

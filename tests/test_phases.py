@@ -160,7 +160,8 @@ def test_beyond_the_simulated_couplings_the_map_says_so(ordering):
     """At w / T = -100 the order at x = 1/3 stands still; hard hexagons (x = 0.1) and the frustrated alloy (x = 1/2) still move."""
     supported = ordering.dataset.supported
     assert supported.sel(temperature=0.01).values.tolist() == [1.0, 0.5, 1.0]  # at x = 1/3 only the random alloy
-    assert supported.sel(temperature=[0.5, 1.0]).values.min() == 1.0
+    # one draw in forty is so well ordered at 0.5 that an atom moves less than once in 480 sweeps
+    assert supported.sel(temperature=[0.5, 1.0]).values.min() > 0.95
 
 
 def test_summary_and_file(ordering, tmp_path):
@@ -223,7 +224,7 @@ def _way(energy, order=None) -> _Way:
     values[..., 0, ENERGY] = energy
     if order is not None:
         values[..., 0, ORDER] = order
-    return _Way(values, errors, np.array([energy.shape[1] - 1]))
+    return _Way(values, errors, np.array([energy.shape[1] - 1]), np.array([False]))
 
 
 def test_a_chain_above_an_energy_met_at_higher_temperature_is_trapped():

@@ -160,10 +160,14 @@ def critical_temperatures(
         raise InputError(f"composition {composition} given; expected a number between 0 and 1")
     if size % 6 or size < 0 or records < 50:
         raise InputError(f"size {size} and {records} records given; expected a multiple of 6 and at least 50")
+    sites = _SCOUT**hamiltonian.lattice.dimension * len(hamiltonian.lattice.basis)
+    if whole_counts([1 - composition, composition], sites).min() < 1:
+        raise InputError(f"composition {composition} leaves a species without atoms among {sites} sites; expected at least {1 / sites:.2g}")
     strength = np.linalg.norm(w, axis=1)
     units = np.round(w / np.where(strength > 0, strength, 1.0)[:, None] / _SAME) * _SAME
     directions, which = np.unique(units, axis=0, return_inverse=True)
-    alone = len(directions) <= 2  # both signs of one coupling
+    some = directions[directions.any(axis=1)]
+    alone = len(some) < 2 or (len(some) == 2 and np.array_equal(some[0], -some[1]))  # both signs of one coupling
     few, many = {2: (18, 12)}.get(hamiltonian.lattice.dimension, (12, 6))
     searches = [
         # where the two species are not alike corrections are larger
@@ -306,7 +310,7 @@ class _Ordering:
         counts = whole_counts([1 - s.composition, s.composition], box.n_sites)
         labels: NDArray[np.uint8] | None = None
         for stage, t in enumerate(sheet.stages[sheet.stages < 2.0]):
-            couplings, key = np.tile(s.direction / t, (_ANNEALED, 1)), (*s.entropy, 8, stage)
+            couplings, key = np.tile(s.direction / t, (_ANNEALED, 1)), (*s.entropy, 101, stage)
             chains = _chains(replace(s, records=40), sheet.compiled, couplings, counts, box, key, Canonical(), labels)
             labels = np.stack([c.snapshots[-1] for c in chains])
         best = labels[int(np.argmin([c.features[-1] @ c.couplings for c in chains]))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from ..configuration import whole_counts
 from ..errors import InputError
@@ -29,7 +31,7 @@ from .arguments import axis_of, box_shape, chosen_draws, identity, one_system, r
 from .candidates import Candidate, candidates_of
 from .mapping import Draws, boundaries_of, map_of, models_of, notes_of
 from .observables import disordered_floor
-from .sheet import ALPHA, COMPOSITION, ORDER, POTENTIAL, RECORDS, SUSCEPTIBILITY, Cooled, Sheet, cool, joined, split
+from .sheet import ALPHA, COMPOSITION, ENERGY, HEAT, ORDER, POTENTIAL, RECORDS, SUSCEPTIBILITY, Cooled, Sheet, cool, joined, split
 
 if TYPE_CHECKING:
     from ..inference.posterior import Result
@@ -211,6 +213,8 @@ def phase_diagram(
     counts = [whole_counts([c, 1 - c] if varied == 0 else [1 - c, c], box.n_sites) for c in starts]
     if min(c.min() for c in counts) < 1:
         raise InputError(f"composition {x.tolist()} leaves a species without atoms among {box.n_sites} sites; use a larger size")
+    if canonical and len({tuple(c) for c in counts}) < len(x):
+        raise InputError(f"compositions {x.tolist()} given: some are the same number of atoms among {box.n_sites} sites; use a larger size")
     weights = np.array([c.weight for c in candidates])
     weights = weights / weights.sum()
     chosen = chosen_draws(candidates, whole_counts(weights, draws), seed)
@@ -248,7 +252,7 @@ def _sheets(
         compiled: Compiled = candidate.hamiltonian.compile(box)
         for column, count in enumerate(counts):
             potential = None if potentials is None else float(potentials[column])
-            place = int(count[1]) if potential is None else column
+            place = int(count[1]) if potential is None else zlib.crc32(np.float64(potential).tobytes())
             found[number, column] = split(Sheet(compiled, box, some, t, count, varied, sweeps, identity(seed, candidate, place), potential))
     return found
 
@@ -289,10 +293,10 @@ def _stored(folder: Path, sheet: Sheet) -> Cooled | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as found:
+        with np.load(io.BytesIO(path.read_bytes())) as found:
             return Cooled(found["values"], found["unsettled"], found["frozen"], int(found["chains"]), int(found["moves"]))
-    except (OSError, ValueError, KeyError, zlib.error, EOFError):  # a damaged file is simulated again
-        path.unlink()
+    except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, EOFError):  # a damaged file is simulated again
+        path.unlink(missing_ok=True)
         return None
 
 
@@ -312,8 +316,10 @@ def _gather(
         if axis[0] == "composition":
             values[COMPOSITION, :, :, column], values[POTENTIAL, :, :, column] = k / n, t * np.log((k + 0.5) / (n - k + 0.5))
         else:
-            x = 1 / (1 + np.exp(-axis[1][column] / t))
+            mu = axis[1][column]
+            x = expit(mu / t)
             values[COMPOSITION, :, :, column], values[ALPHA, :, :, column] = x, 0.0
+            values[ENERGY, :, :, column], values[HEAT, :, :, column] = -mu * x, mu**2 * x * (1 - x) / t**2
             values[SUSCEPTIBILITY, :, :, column] = x * (1 - x) / t
     for (number, column), found in cooled.items():
         mine = owner == number

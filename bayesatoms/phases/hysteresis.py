@@ -137,7 +137,7 @@ def _coexistence(
             f"compositions {up[0]:.2f} and {down[-1]:.2f} at potentials {mu[0]:g} and {mu[-1]:g}; expected nearly 0 and 1: "
             "widen the range of potentials"
         )
-    if (down - up).max() < _JUMP:
+    if (down - up).max() <= _JUMP:
         return np.nan, np.nan, np.nan
     # a dilute crystal is an ideal gas of its few other atoms: their pressure is -t ln(1 - x)
     first = poor + t * np.log1p(-up[0]) - cumulative_trapezoid(up, mu, initial=0.0)

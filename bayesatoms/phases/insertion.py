@@ -33,7 +33,7 @@ def chemical_potentials(compiled: Compiled, energies: NDArray[np.float64], snaps
     Returns
     -------
     float
-        Mean of the steps n - 1 to n and n to n + 1; of the one that there is where one species has a single atom.
+        Mean of the steps n - 1 to n and n to n + 1.
 
     Raises
     ------

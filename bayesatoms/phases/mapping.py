@@ -61,17 +61,22 @@ class Draws:
         """Number of the phase of each draw (draws, temperature, across): see :data:`~bayesatoms.phases.observables.PHASES`."""
         return phase(self.values[ORDER], self.values[LONG], self.threshold)
 
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        """Where (draws, temperature) potentials are those of equilibrium: not where atoms of some composition stand still."""
+        return ~self.frozen.any(axis=2)
+
     @cached_property
     def coexistence(self) -> NDArray[np.float64] | None:
         """Compositions (draws, temperature, 2) between which the alloy splits, the widest gap; nan where it does not."""
-        x = self.across[1]
-        if not self.canonical or len(x) < _TANGENT:
+        if not self.canonical or len(self.across[1]) < _TANGENT:
             return None
+        x = self.values[COMPOSITION, 0, 0]  # of whole atoms
         found = np.full((*self.values.shape[1:3], 2), np.nan)
         for draw in range(found.shape[0]):
             for row, t in enumerate(self.temperature):
-                if self.frozen[draw, row].any():
-                    continue  # potentials of what stands still are not those of equilibrium
+                if not self.told[draw, row]:
+                    continue
                 error = float(np.sqrt((self.values[DOUBT, draw, row] ** 2).mean())) / t
                 found_here = gaps(x, self.values[POTENTIAL, draw, row] / t, self.box.n_sites, error)
                 gap = max(found_here, key=lambda g: g.high - g.low, default=None)
@@ -128,7 +133,10 @@ def map_of(draws: Draws) -> xr.Dataset:
     if draws.coexistence is not None:
         low, high = (side[:, :, None] for side in np.moveaxis(draws.coexistence, -1, 0))
         inside = (low < draws.across[1]) & (draws.across[1] < high)  # nan compares as False
-        plain["p_coexistence"] = (inside.mean(axis=0), "probability of lying between two coexisting compositions, by the common tangent")
+        known = draws.told.sum(axis=0)[:, None]
+        share = np.where(known > 0, inside.sum(axis=0) / np.maximum(known, 1), np.nan)
+        text = "probability of lying between the two compositions of the widest gap, by the common tangent, among draws that still move"
+        plain["p_coexistence"] = (share, text)
     columns.update({name: (axes, values, {"units": "1", "long_name": text}) for name, (values, text) in plain.items()})
     return xr.Dataset(columns, _coordinates(draws, quantile=True))
 

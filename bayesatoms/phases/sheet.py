@@ -36,6 +36,7 @@ _HOT = 0.3  # |w| / T at the first stage: nearly random, whatever the couplings
 _STEP = 1.3  # ratio of neighbouring temperatures, at most
 _BURN = 0.5  # of a block, before the first record of a stage
 _SIGMAS = 3.0  # standard errors within which a lane's phase is not told, and beyond which two ways disagree
+_PURE = 0.02  # share of the rarer species below which a crystal is nearly pure
 _ATTEMPTS = 3  # coolings of a lane that gets trapped
 
 
@@ -89,14 +90,18 @@ class Sheet:
     def key(self) -> str:
         """Hash of all that the result follows from."""
         digest = hashlib.blake2b(digest_size=16)
-        arrays = (self.compiled.tables, self.compiled.base, self.compiled.start, self.compiled.touch, self.couplings, self.temperatures)
-        for array in (*arrays, self.counts):
+        c, lattice = self.compiled, self.box.lattice
+        for array in (
+            c.tables, c.base, c.start, c.touch, c.stride, lattice.cell, lattice.basis, self.couplings, self.temperatures, self.counts
+        ):  # fmt: skip
             digest.update(np.ascontiguousarray(array).tobytes() + str(array.shape).encode())
-        digest.update(repr((self.box.shape, self.varied, float(self.sweeps), self.entropy, self.potential, _VERSION)).encode())
+        digest.update(
+            repr((self.box.shape, self.box.periodic, self.varied, float(self.sweeps), self.entropy, self.potential, _VERSION)).encode()
+        )
         return digest.hexdigest()
 
 
-_VERSION = 9  # of what a sheet computes: stored ones of another are not used
+_VERSION = 10  # of what a sheet computes: stored ones of another are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +122,12 @@ class Cooled:
 
 @dataclass(eq=False)
 class _Way:
-    """One cooling and warming of some lanes: values and errors (2 ways, stages, lanes, 9), the coldest stage that each reached."""
+    """One cooling and warming of some lanes: values and errors (2 ways, stages, lanes, 9), the last stage of each, whether it froze."""
 
     values: NDArray[np.float64]
     errors: NDArray[np.float64]
     last: NDArray[np.int64]
+    still: NDArray[np.bool_]
     chains: int = 0
     moves: int = 0
     trapped: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
@@ -152,7 +158,7 @@ def cool(sheet: Sheet) -> Cooled:
         better = lanes[lower]
         for name in ("values", "errors"):
             getattr(best, name)[:, :, better] = getattr(other, name)[:, :, lower]
-        best.trapped[:, better], best.last[better] = other.trapped[:, lower], other.last[lower]
+        best.trapped[:, better], best.last[better], best.still[better] = other.trapped[:, lower], other.last[lower], other.still[lower]
         best.chains, best.moves = best.chains + other.chains, best.moves + other.moves
     unsettled = _disagree(best, sheet.box) | best.trapped
     stage = np.minimum(sheet.asked[:, None], best.last)  # beyond the last one its values hold
@@ -160,9 +166,11 @@ def cool(sheet: Sheet) -> Cooled:
     for row in range(1, len(sheet.stages)):  # potentials are known at the temperatures asked for: where atoms froze, the last one holds
         missing = np.isnan(best.values[:, row, :, POTENTIAL])
         best.values[:, row, :, POTENTIAL][missing] = best.values[:, row - 1, :, POTENTIAL][missing]
+    potentials = best.values[..., POTENTIAL]
+    best.values[..., POTENTIAL] = np.where(np.isnan(potentials), potentials[::-1], potentials)  # one way alone is better than none
     best.values[..., DOUBT] = np.abs(np.diff(best.values[..., POTENTIAL], axis=0)) / 2
     values = best.values.mean(axis=0)[stage, lane]
-    frozen = sheet.asked[:, None] > best.last
+    frozen = sheet.asked[:, None] >= best.last + ~best.still
     return Cooled(values.transpose(2, 1, 0), unsettled[stage, lane].T, frozen.T, best.chains, best.moves)
 
 
@@ -187,7 +195,7 @@ def joined(parts: Sequence[Cooled]) -> Cooled:
 def _way(sheet: Sheet, lanes: NDArray[np.int64], attempt: int) -> _Way:
     """Cool some lanes until they freeze, and warm them again."""
     n, stages = len(lanes), len(sheet.stages)
-    found = _Way(np.full((2, stages, n, 9), np.nan), np.zeros((2, stages, n, 9)), np.full(n, stages - 1))
+    found = _Way(np.full((2, stages, n, 9), np.nan), np.zeros((2, stages, n, 9)), np.full(n, stages - 1), np.zeros(n, dtype=bool))
     atoms = np.repeat(np.arange(2, dtype=np.uint8), sheet.counts)
     labels = np.stack([np.random.default_rng(_seed(sheet, attempt, lane)).permutation(atoms) for lane in lanes])
     moving = np.ones(n, dtype=bool)
@@ -196,14 +204,25 @@ def _way(sheet: Sheet, lanes: NDArray[np.int64], attempt: int) -> _Way:
         if not len(here):
             break
         accepted = _stage(sheet, lanes, here, stage, 0, attempt, labels, found)
-        # frozen: an atom of the rarer species moves less than once in a block
-        still = here[accepted * sheet.sweeps < 1]
-        found.last[still], moving[still] = stage, False
+        still = here[_still(sheet, accepted, labels[here])]
+        found.last[still], found.still[still], moving[still] = stage, True, False
     for stage in range(int(found.last.max()), -1, -1):
         here = np.flatnonzero(found.last >= stage)
         _stage(sheet, lanes, here, stage, 1, attempt, labels, found)
     found.trapped = _trapped(found)
     return found
+
+
+def _still(sheet: Sheet, accepted: NDArray[np.float64], labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which lanes are frozen: an atom of the rarer species moves less than once in a block.
+
+    With a chemical potential a sweep tries every site, and a nearly pure crystal has next to nothing to move: it is not frozen.
+    """
+    if sheet.potential is None:
+        return accepted * sheet.sweeps < 1
+    x = labels.mean(axis=1)
+    rare = np.minimum(x, 1 - x)
+    return (rare > _PURE) & (accepted * sheet.sweeps < rare)
 
 
 def _seed(sheet: Sheet, *place: int) -> np.random.SeedSequence:
@@ -238,8 +257,8 @@ def _stage(
         apart = np.abs(found.values[way, stage, active, ORDER] - sheet.threshold)
         # near its threshold a lane goes on; one that stands still would only say the same again
         on = (apart < _SIGMAS * found.errors[way, stage, active, ORDER]) & (accepted[active] * sheet.sweeps > 1)
-        if sheet.potential is None and asked:
-            for i, shots in zip(active, snapshots, strict=True):
+        for i, shots in zip(active, snapshots, strict=True) if sheet.potential is None else ():
+            if asked or accepted[i] * sheet.sweeps < 1:
                 found.values[way, stage, i, POTENTIAL] = t * _potential(sheet, sheet.couplings[lanes[i]] / t, shots)
         active, series = active[on], series[on]
         if not len(active):
