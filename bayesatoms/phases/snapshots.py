@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ..configuration import Configuration, whole_counts
 from ..errors import InputError
 from ..lattice import Supercell
 from ..montecarlo.engine import run_chains
+from .arguments import chosen_draws, identity
 from .candidates import Candidate, candidates_of
 from .sheet import Sheet
 
@@ -121,10 +121,8 @@ def _at(
     counts = whole_counts([1 - x, x], box.n_sites)
     if counts.min() < 1:
         raise InputError(f"composition {x:g} leaves a species without atoms among {box.n_sites} sites; use a larger size")
-    name = zlib.crc32(h.name.encode())
-    few = draws > len(candidate.couplings)
-    chosen = candidate.couplings[np.random.default_rng([seed, name]).choice(len(candidate.couplings), draws, replace=few)]
-    labels = _annealed(candidate, chosen, counts, box, t, sweeps, (seed, name, number))
+    [chosen] = chosen_draws([candidate], np.array([draws]), seed)
+    labels = _annealed(candidate, chosen, counts, box, t, sweeps, identity(seed, candidate, number))
     for row, couplings in zip(labels, chosen, strict=True):
         cells = row.reshape(*box.shape, -1).astype(np.int8)
         configuration = Configuration(h.lattice, h.species, cells, tuple(h.lattice.periodic))
