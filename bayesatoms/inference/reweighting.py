@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -144,6 +145,21 @@ class Reweighting:
             raw, sums = self._factors(couplings[some])
             means[some], effective[some] = raw @ table / sums[:, :1], sums[:, 0] ** 2 / sums[:, 1]
         return means, effective
+
+    def sums(
+        self, couplings: NDArray[np.float64], table: NDArray[np.float64], edges: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Sums by groups of records, those between two edges: weighted columns of a table (groups, m, c), squared weights, weights."""
+        groups, m = len(edges) - 1, len(couplings)
+        columns, squares, totals = np.empty((groups, m, table.shape[1])), np.empty((groups, m)), np.empty((groups, m))
+        for first in range(0, m, _TOGETHER):
+            some = slice(first, first + _TOGETHER)
+            raw, _ = self._factors(couplings[some])
+            for g, (low, high) in enumerate(pairwise(edges)):
+                part = raw[:, low:high]
+                columns[g, some], totals[g, some] = part @ table[low:high], part.sum(axis=1)
+                squares[g, some] = np.einsum("mn,mn->m", part, part)
+        return columns, squares, totals
 
     def log_z(self, couplings: ArrayLike) -> NDArray[np.float64]:
         """ln Z at couplings (q,) or (m, q), up to one constant of the pool; differences are what counts."""
