@@ -9,6 +9,8 @@ is counted by the same loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -199,28 +201,34 @@ class Operator:
         counting.look(snapshots, self.sites, shape, len(self.environments.lattice.basis), origins, noise, cumulative, near, _BINS, seen)
         return tally(self.environments, self.rows, seen, self.response.vectors)
 
+    @cached_property
+    def _layout(self) -> tuple[Any, ...]:
+        """What counting hard labels needs of the crystal: lines of sites, sites of the window, classes and strides; widths of a label."""
+        shape, e = np.array(self.supercell.shape), self.environments
+        lines = np.indices(tuple(shape[:-1])).reshape(len(shape) - 1, -1).T
+        begin = np.append(np.cumprod(shape[:0:-1])[::-1], 1)[:-1]
+        at = self.supercell.index(self.sites).astype(np.uint32)
+        tables = [(e.class_of[e.offsets[b] : e.offsets[b + 1]], e.strides(b)) for b in range(len(e.lattice.basis))]
+        largest = len(e.species) ** max(len(strides) for _, strides in tables)
+        return (lines, begin, at, tables, *((np.uint8, np.uint32) if largest <= 2**8 else (np.uint16, np.uint64)))
+
     def _crisp(self, snapshots: NDArray[np.uint8], origins: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Counts where labels are hard: crystals side by side."""
+        lines, begin, at, tables, field, four = self._layout
         shape, basis = np.array(self.supercell.shape), len(self.environments.lattice.basis)
         row = int(shape[-1]) * basis  # sites that follow each other along the last axis
-        others = np.indices(tuple(shape[:-1])).reshape(len(shape) - 1, -1).T
-        begin = ((others + origins[:, None, :-1]) % shape[:-1]) @ np.append(np.cumprod(shape[:0:-1])[::-1], 1)[:-1]
+        lead = ((lines + origins[:, None, :-1]) % shape[:-1]) @ begin
         given = np.zeros((0, 0)) if self.response.exact else np.ascontiguousarray(self.response.given, dtype=float)
-        kinds = [len(self.environments.strides(b)) for b in range(basis)]
-        largest = len(self.environments.species) ** max(kinds)
-        field, four = (np.uint8, np.uint32) if largest <= 2**8 else (np.uint16, np.uint64)
         blocks = max(1, _CACHE // (len(self.sites) * counting.BLOCK * np.dtype(field).itemsize))
         seen = np.zeros((blocks, len(self.sites), counting.BLOCK), dtype=field)
-        at, state = self.supercell.index(self.sites).astype(np.uint32), rng.integers(1, 2**64, 4, dtype=np.uint64)
+        state = rng.integers(1, 2**64, 4, dtype=np.uint64)
         counts = np.zeros((len(snapshots), self.environments.n_classes), dtype=np.int64)
         codes = np.zeros(counting.BLOCK, dtype=field)
-        lead, shift = (begin * basis).astype(np.int64), origins[:, -1] * basis
+        lead, shift = (lead * basis).astype(np.int64), origins[:, -1] * basis
         for first in range(0, len(snapshots), blocks * counting.BLOCK):
             some = slice(first, first + blocks * counting.BLOCK)
             counting.see(snapshots[some], lead[some], shift[some], row, at, given, state, seen.view(four))
-            for b, members in enumerate(self.rows):
-                classes = self.environments.class_of[self.environments.offsets[b] : self.environments.offsets[b + 1]]
-                strides = self.environments.strides(b)
+            for members, (classes, strides) in zip(self.rows, tables, strict=True):
                 if len(classes) <= counting.LARGEST:
                     words, places = seen.view(np.uint64), strides.astype(np.uint64)
                     counting.tally_blocks(words, codes.view(np.uint64), codes, members, places, classes, counts[some])

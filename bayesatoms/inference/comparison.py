@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,14 +198,18 @@ def compare(result: Result, *, rope: float = ROPE) -> Comparison:
     See ``infer``; then ``print(compare(result))``.
     """
     models = [fit.model for fit in result.fits.values()]
-    least, nested = _least_distances(result, models)
-    integrated = side_by_side(lambda m: evidences(result, result[m.name], PRIOR_SCALES), models, result.threads)
+    pieces: tuple[Callable[[], Any], ...] = (  # none needs another
+        lambda: [evidences(result, result[m.name], PRIOR_SCALES) for m in models],
+        lambda: _scores(result, models),
+        lambda: _least_distances(result, models),
+        lambda: {m.name: greatest_log_likelihood(result, result[m.name]) for m in models},
+        lambda: evidence_noise(result),
+        lambda: misfit(result),
+    )
+    integrated, scores, (least, nested), greatest, noise, shifts = side_by_side(lambda piece: piece(), pieces, result.threads)
     integrals = {s: {m.name: row[i] for m, row in zip(models, integrated, strict=True)} for i, s in enumerate(PRIOR_SCALES)}
     weights = {s: _weights({n: i.log_z for n, i in by_model.items()}) for s, by_model in integrals.items()}
-    noise = evidence_noise(result, weights=weights[1.0])
-    greatest = {m.name: greatest_log_likelihood(result, result[m.name]) for m in models}
-    scores = _scores(result, models)
-    shifts = misfit(result)
+    noise = replace(noise, weights=np.array([weights[1.0][n] for n in noise.names]))
 
     def row(model: Hamiltonian) -> Row:
         name, k = model.name, len(model.terms)

@@ -97,7 +97,7 @@ def pool_log_likelihoods(emulator: Emulator, observations: Sequence[Observation]
             continue
         if kind == "calibrated":
             middle = at.mean(axis=0)
-            ratio = from_origin(emulator.at(o.name).batch, middle, at, emulator.n_composition(o))
+            ratio = from_origin(emulator.at(o.name).batch, middle, at, emulator.n_composition(o), near=True)
             columns.append(log_level(emulator, o, middle) + ratio(emulator.statistic(o)))
         else:
             columns.append(independent_log_density(o.histogram, emulator.at(o.name).batch(at)[0].histogram, o.n))

@@ -28,7 +28,7 @@ from ..observation import Observation
 from .distance import squared_distance
 from .emulator import AbstractEmulator, PartitionEmulator
 from .moments import Moments
-from .quasi import NODES, bounded, natural
+from .quasi import NEAR_NODES, NODES, bounded, natural
 
 
 def independent_log_density(observed: Any, predicted: Any, n: int, xp: ModuleType = np) -> Any:
@@ -94,7 +94,7 @@ class CalibratedDistance(dist.Distribution):
             found = emulator.moments(observation, {n: begin[n] + place * (couplings.get(n, 0.0) - begin[n]) for n in names})
             return found.mean, found.lower
 
-        mean, lower = jax.vmap(moments)(jnp.asarray(NODES))
+        mean, lower = jax.vmap(moments)(jnp.asarray(NEAR_NODES if emulator.near else NODES))
         self.mean_, self.lower, self.begin, self.near = mean[-1], lower[-1], (mean[0], lower[0]), emulator.near
         self.n_given = emulator.n_composition(observation)
         self.natural = natural(Moments(mean, lower, None), self.n_given, jnp)

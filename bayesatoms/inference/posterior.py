@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,8 @@ def infer(
         observations = [o.with_environments(environments) for o in observations]
     pool = pool if pool is not None else Pool(None if out is None else Path(out) / "pool")
     check_inputs(models, observations, KINDS if likelihood in KINDS else (*KINDS, likelihood))
+    # what judges the draws takes seconds to import: let it come while chains run, which leave the interpreter free
+    threading.Thread(target=import_module, args=("arviz_stats.base",), daemon=True).start()
     identified = identifiability(models, observations, seed=seed)
     clock, before = time.perf_counter(), pool.simulated
     past = reuse.simulated if isinstance(reuse, Result) else None if reuse is None else Simulated.load(reuse)
@@ -245,14 +249,19 @@ def infer(
     )  # fmt: skip
     timing = {"simulate": time.perf_counter() - clock}
     clock, report, done = time.perf_counter(), reporter(progress), itertools.count(1)
+    # posteriors one by one, those of the fits themselves first: they take longest, and none shall be left alone at the end
+    wanted = sorted(((m, kind) for m in models for kind in campaign.kinds), key=lambda w: (w[1] != likelihood, -len(w[0].terms)))
 
-    def fit(model: Hamiltonian) -> Fit:
-        own = {r.kind: r for r in regions if r.model is model}
-        found = _fit(campaign, model, own, likelihood)
-        report("sample", next(done), len(models))
-        return found
+    def draw(one: tuple[Hamiltonian, str]) -> tuple[Posterior, dict[str, Check]]:
+        model, kind = one
+        region = next((r for r in regions if r.model is model and r.kind == kind), None)
+        found = _posterior(campaign, kind, region)
+        checks = posterior_checks(campaign, region, found) if region is not None and kind == likelihood else {}
+        report("sample", next(done), len(wanted))
+        return found, checks
 
-    fits = dict(zip((m.name for m in models), side_by_side(fit, models, campaign.threads), strict=True))
+    drawn = dict(zip(wanted, side_by_side(draw, wanted, campaign.threads), strict=True))
+    fits = {m.name: _fit(campaign, m, regions, {k: drawn[m, k] for k in campaign.kinds}, likelihood) for m in models}
     timing["sample"] = time.perf_counter() - clock
     assert campaign.emulator is not None
     s, chains = campaign.settings, len(campaign.counted)
@@ -307,24 +316,28 @@ def _campaign(
     return campaign, campaign.run(start)
 
 
-def _fit(campaign: Campaign, model: Hamiltonian, regions: Mapping[str, Region], likelihood: str) -> Fit:
-    assert campaign.emulator is not None
-    parameters = (
-        Parameters.of(model, campaign.observations, campaign.nuisances) if model.terms else Parameters.of(model, campaign.observations)
-    )
+def _posterior(campaign: Campaign, kind: str, region: Region | None) -> Posterior:
+    """Draws of one model's posterior under one likelihood; without a region it has no couplings."""
+    if region is None:
+        return _without_couplings(campaign, kind)
+    if region.smooth is None:
+        why = f"under the {kind} likelihood the pool never had enough support; give a start, more rounds or a narrower prior"
+        raise CheckError(f"model {region.model.name}: {why}")
+    return sample(campaign.observations, region.smooth, kind, campaign.seed, campaign.settings)
+
+
+def _fit(
+    campaign: Campaign,
+    model: Hamiltonian,
+    regions: Sequence[Region],
+    drawn: Mapping[str, tuple[Posterior, dict[str, Check]]],
+    likelihood: str,
+) -> Fit:
+    posteriors, checks = {kind: found for kind, (found, _) in drawn.items()}, drawn[likelihood][1]
     if not model.terms:
-        posteriors = {kind: _without_couplings(campaign, kind) for kind in campaign.kinds}
-        return Fit(model, likelihood, posteriors, {}, np.zeros(0), {}, parameters)
-    posteriors, smooth, checks = {}, {}, {}
-    for kind in campaign.kinds:
-        region = regions[kind]
-        if region.smooth is None:
-            why = f"under the {kind} likelihood the pool never had enough support; give a start, more rounds or a narrower prior"
-            raise CheckError(f"model {model.name}: {why}")
-        smooth[kind] = region.smooth
-        posteriors[kind] = sample(campaign.observations, region.smooth, kind, campaign.seed, campaign.settings)
-        if kind == likelihood:
-            checks = posterior_checks(campaign, region, posteriors[kind])
+        return Fit(model, likelihood, posteriors, {}, np.zeros(0), {}, Parameters.of(model, campaign.observations))
+    parameters = Parameters.of(model, campaign.observations, campaign.nuisances)
+    smooth = {r.kind: r.smooth for r in regions if r.model is model and r.smooth is not None}
     return Fit(model, likelihood, posteriors, smooth, _bound(campaign, parameters, posteriors[likelihood]), checks, parameters)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .moments import Moments, columns, normal_log_density, triangle
 
-_PLACES = 6  # nodes of a line, its ends included
+_PLACES, _NEAR = 6, 4  # nodes of a line, its ends included; of one that stays within a posterior (log likelihoods differ by .01 at most)
 _BOUND = 8.0  # by which it may differ from the Normal density's about a posterior
 _STEP = 6.0  # standard deviations that the statistic moves along one line, at most
 _MOST = 8  # lines from the random alloy to a posterior
@@ -62,7 +62,8 @@ def lobatto(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[n
     return x, weights, matrix
 
 
-NODES, WEIGHTS, DERIVATIVE = lobatto(_PLACES)
+_RULES = {n: lobatto(n) for n in (_PLACES, _NEAR)}
+NODES, NEAR_NODES = _RULES[_PLACES][0], _RULES[_NEAR][0]
 
 
 def natural(moments: Moments, n_given: int, xp: ModuleType = np) -> Natural:
@@ -80,7 +81,8 @@ def natural(moments: Moments, n_given: int, xp: ModuleType = np) -> Natural:
     (1.896362, 1.896362)
     """
     d = moments.mean.shape[-1]
-    slope = columns(xp.tensordot(xp.asarray(DERIVATIVE), moments.mean, axes=1), xp)
+    _, along_line, derivative = _RULES[len(moments.mean)]
+    slope = columns(xp.tensordot(xp.asarray(derivative), moments.mean, axes=1), xp)
     rows, z, a = triangle(moments.lower, xp), [], [None] * d
     for i in range(d):  # forward and back substitution: d is 2 to 6, and this compiles to a few fused lines
         z.append((slope[i] - sum(rows[i][j] * z[j] for j in range(i))) / rows[i][i])
@@ -89,7 +91,7 @@ def natural(moments: Moments, n_given: int, xp: ModuleType = np) -> Natural:
         a[i] = (known - sum(rows[j][i] * a[j] for j in range(i + 1, d))) / rows[i][i]
     weights = xp.stack(a, axis=-1)
     constant = (weights * moments.mean).sum(axis=-1)
-    return Natural(xp.tensordot(xp.asarray(WEIGHTS), weights, axes=1), xp.tensordot(xp.asarray(WEIGHTS), constant, axes=1))
+    return Natural(xp.tensordot(xp.asarray(along_line), weights, axes=1), xp.tensordot(xp.asarray(along_line), constant, axes=1))
 
 
 def bounded(ratio: Any, value: Any, end: Moments, begin: Moments, n_given: int, xp: ModuleType = np) -> Any:
@@ -111,9 +113,12 @@ def bounded(ratio: Any, value: Any, end: Moments, begin: Moments, n_given: int, 
 Batch = Callable[..., tuple[Moments, NDArray[np.float64]]]  # of an emulator, see `BatchEmulator`
 
 
-def from_origin(batch: Batch, origin: NDArray[np.float64], points: NDArray[np.float64], n_given: int) -> Natural:
-    """The quasi-likelihood at points (m, c) of an image's coordinates over that at `origin` (c,); slope (m, d), constant (m,)."""
-    nodes = origin + NODES[1:, None, None] * (points - origin)
+def from_origin(batch: Batch, origin: NDArray[np.float64], points: NDArray[np.float64], n_given: int, *, near: bool = False) -> Natural:
+    """The quasi-likelihood at points (m, c) of an image's coordinates over that at `origin` (c,); slope (m, d), constant (m,).
+
+    `near` says that all lie within one posterior, where fewer nodes do.
+    """
+    nodes = origin + (NEAR_NODES if near else NODES)[1:, None, None] * (points - origin)
     flat = batch(np.concatenate([origin[None], nodes.reshape(-1, points.shape[1])]), histogram=False)[0]
 
     def spread(part: NDArray[np.float64]) -> NDArray[np.float64]:

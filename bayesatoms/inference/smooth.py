@@ -21,7 +21,7 @@ from ..observation import Observation
 from .emulator import SUPPORT_BAR, Emulator, common, stacked
 from .moments import Moments, normal_log_density
 from .parameters import Parameters
-from .quasi import NODES, Natural, along, bounded, natural, path
+from .quasi import NEAR_NODES, Natural, along, bounded, natural, path
 from .regression import leverage, monomials, regress
 
 _NUMBERS = ("centre", "inverse", "mean", "entries", "histogram", "log_z", "temper", "level")
@@ -199,7 +199,7 @@ class SmoothEmulator:
 
     def _lines(self, observation: Observation, values: NDArray[np.float64]) -> Moments:
         """Moments at the nodes from the centre to parameters (m, p): mean (nodes, m, d)."""
-        nodes = self.centre + NODES[:, None, None] * (values - self.centre)
+        nodes = self.centre + NEAR_NODES[:, None, None] * (values - self.centre)
         found = self.factors([observation.name], nodes.reshape(-1, values.shape[1]))
         return Moments(*(part[0].reshape(*nodes.shape[:2], *part.shape[2:]) for part in (found.mean, found.lower)), None)
 

@@ -187,8 +187,8 @@ def site_kinds(supercell: Supercell) -> NDArray[np.int64]:
     [0, 1, 0, 1]
     """
     open_axes = [a for a, periodic in enumerate(supercell.periodic) if not periodic]
-    rows = supercell.sites[:, [*open_axes, -1]]
-    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    columns, sizes = [*open_axes, -1], [*(supercell.shape[a] for a in open_axes), len(supercell.lattice.basis)]
+    return np.unique(np.ravel_multi_index(tuple(supercell.sites[:, columns].T), sizes), return_inverse=True)[1].reshape(-1)
 
 
 def disagreement(one: Chain, two: Chain) -> float:

@@ -97,6 +97,15 @@ def _each(series: NDArray[np.float64], most: int) -> NDArray[np.float64]:
     return times
 
 
+@njit(nogil=True, cache=True)
+def _after(series: NDArray[np.float64], starts: NDArray[np.int64], most: int) -> NDArray[np.float64]:
+    """The direct sums of one series from several starts on."""
+    times = np.empty(len(starts))
+    for i in range(len(starts)):
+        times[i] = _direct(series[starts[i] :], most)
+    return times
+
+
 def _time(correlation: NDArray[np.float64]) -> float:
     """Sokal's window on an autocorrelation function."""
     n = len(correlation)
@@ -107,10 +116,12 @@ def _time(correlation: NDArray[np.float64]) -> float:
 
 def equilibration(series: ArrayLike) -> int:
     """Records to cut: the start that leaves most independent ones (Chodera, J. Chem. Theory Comput. 12, 1799, 2016)."""
-    series = np.asarray(series, dtype=float)
+    series = np.ascontiguousarray(series, dtype=float)
     starts = np.unique(np.linspace(0, len(series) // 2, 11).astype(int))
-    effective = [(len(series) - s) / autocorrelation_time(series[s:]) for s in starts]
-    return int(starts[int(np.argmax(effective))])
+    times = _after(series, starts, _FEW)
+    for i in np.flatnonzero(times <= 0):
+        times[i] = autocorrelation_time(series[starts[i] :])
+    return int(starts[int(np.argmax((len(series) - starts) / np.maximum(times, 1.0)))])
 
 
 def mean(series: ArrayLike, *, cut: int | None = None) -> Mean:
