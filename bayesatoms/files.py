@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from xarray import Dataset, DataTree
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -21,9 +25,24 @@ def write(path: Path, content: str | bytes) -> Path:
     ...     write(Path(folder, "a.txt"), "one line").read_text()
     'one line'
     """
+    data = content.encode() if isinstance(content, str) else content
+    return _whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_dataset(data: Dataset | DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write an xarray data set or tree, whole or not at all.
+
+    Examples
+    --------
+    ``write_dataset(result_tree, "P1.nc")``
+    """
+    return _whole(Path(path), lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def _whole(path: Path, write_to: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        write_to(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

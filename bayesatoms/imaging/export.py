@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write
+from ..files import write, write_dataset
 from .micrograph import Micrograph
 
 # long name and unit of the columns of a micrograph's table
@@ -161,14 +160,7 @@ def write_netcdf(micrograph: Micrograph, path: str | Path) -> Path:
         "versions": json.dumps(versions(), sort_keys=True),
     }
     dataset = xr.Dataset(data, {"species_name": names, "labelled": names, "axis": ["x", "y"]}, attributes)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_dataset(dataset, path)
 
 
 def versions() -> dict[str, str]:

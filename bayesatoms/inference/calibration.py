@@ -7,7 +7,6 @@ simulations tell whether it is over the whole prior (see docs/calibration.md for
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import InputError
+from ..files import write_dataset
 from ..montecarlo.executors import Executor
 from ..montecarlo.pool import Pool
 from ..progress import Progress
@@ -137,14 +137,7 @@ def save(calibration: Calibration, path: str | Path) -> Path:
     >>> again.seed, again["P1", "calibrated"].pit.shape
     (3, (4, 2))
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tree(calibration).to_netcdf(temporary, engine="h5netcdf")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_dataset(tree(calibration), path)
 
 
 def load(path: str | Path) -> Calibration:

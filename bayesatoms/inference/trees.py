@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ..files import write_dataset
 from .posterior import Fit, Posterior, Result
 
 _PACKAGES = ("bayesatoms", "numpy", "scipy", "numba", "jax", "numpyro", "arviz-stats", "xarray")
@@ -79,14 +79,7 @@ def tree(result: Result, name: str) -> xr.DataTree:
 
 def save(result: Result, name: str, path: str | Path) -> Path:
     """Write a model's tree as netCDF, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tree(result, name).to_netcdf(temporary, engine="h5netcdf")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_dataset(tree(result, name), path)
 
 
 def _variable(dims: tuple[str, ...], values: Any, long_name: str, units: str = "1") -> xr.Variable:

@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from ..configuration import whole_counts
 from ..errors import InputError
-from ..files import write
+from ..files import write, write_dataset
 from ..hamiltonian import Compiled
 from ..lattice import Supercell
 from ..montecarlo.executors import Executor, Known, executor
@@ -70,14 +70,7 @@ class PhaseDiagram:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write netCDF, all of it or nothing: to a temporary file first, then renamed."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            self.tree.to_netcdf(temporary, engine="h5netcdf")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_dataset(self.tree, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PhaseDiagram:
