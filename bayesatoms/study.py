@@ -26,6 +26,7 @@ from .observation import Observation
 if TYPE_CHECKING:
     from .imaging.micrograph import Micrograph
 
+TABLES = (".csv", ".tsv")  # files of a watched folder that are tables; all others are pixels
 _FILE_NAME = r"^[^./\\:*?\"<>|][^/\\:*?\"<>|]*$"
 
 
@@ -49,11 +50,9 @@ class LatticeSection(_Section):
     a_nm: float = Field(gt=0)
 
 
-class ImageSection(_Section):
-    """[[image]]: `path` (pixels), `table` (labelled positions) or `counts` (a list, or a CSV file with `column`)."""
+class _Template(_Section):
+    """How images are read, from pixels or from tables: what [[image]] and [watch] have in common."""
 
-    name: str | None = Field(default=None, pattern=_FILE_NAME)
-    path: str | list[str] | None = None
     bright: str | list[str] | None = None
     contrast: list[float] | dict[str, float] | None = None
     sublattice: int = Field(default=0, ge=0)
@@ -66,18 +65,35 @@ class ImageSection(_Section):
     invert: bool = False
     tails: bool = False
     soft: bool = True
+    species: list[str] | None = None
+    columns: dict[str, str] | None = None
+    keep: dict[str, list[str]] | None = None
+    probabilities: str | None = None
+    label_error: list[list[float]] | None = None
+    temperature_K: float | None = Field(default=None, gt=0)
+
+
+class ImageSection(_Template):
+    """[[image]]: `path` (pixels), `table` (labelled positions) or `counts` (a list, or a CSV file with `column`)."""
+
+    name: str | None = Field(default=None, pattern=_FILE_NAME)
+    path: str | list[str] | None = None
     atoms: int = Field(default=1, ge=1)
     counts: list[float] | str | None = None
     column: str | None = None
     sites: int | None = None
     table: str | None = None
-    species: list[str] | None = None
-    columns: dict[str, str] | None = None
-    keep: dict[str, list[str]] | None = None
     relabel: dict[str, dict[str, str]] = Field(default_factory=dict)
-    probabilities: str | None = None
-    label_error: list[list[float]] | None = None
-    temperature_K: float | None = Field(default=None, gt=0)
+
+
+class WatchSection(_Template):
+    """[watch]: the folder in which images arrive, which files of it, and how each is read.
+
+    Tables (.csv and .tsv) by the keys of an image with `table`, all others by those of one with `path`.
+    """
+
+    folder: str | None = None
+    pattern: str = "*"
 
 
 # what an image's section may hold beside `path`, `counts` or `table`, and beside the keys of all
@@ -185,13 +201,14 @@ class StudyFile(_Section):
     infer: InferSection = Field(default_factory=InferSection)
     nuisances: NuisancesSection = Field(default_factory=NuisancesSection)
     phases: PhasesSection = Field(default_factory=PhasesSection)
+    watch: WatchSection | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
     """A study that has been read: models, observations (and the same under other labellings), settings.
 
-    `text` is the file as it was, `readings` what the images of pixels showed, by the names of their observations.
+    `text` is the file as it was, `readings` what the images of pixels showed, by the names of their observations, `path` where it lay.
     """
 
     file: StudyFile
@@ -200,12 +217,36 @@ class Study:
     observations: tuple[Observation, ...]
     relabelled: Mapping[str, tuple[Observation, ...]]
     readings: Mapping[str, Micrograph] = field(default_factory=dict)
+    path: Path = Path("study.toml")
 
     @property
     def models(self) -> tuple:
         """The candidate models, all of the file or those of `include`."""
         wanted = self.file.study.include
         return tuple(m for m in self.catalogue.models if wanted is None or m.name in wanted)
+
+    def arrived(self, file: Path) -> list[Observation]:
+        """What a new file shows, read as [watch] says: one image, or several frames.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read.
+        """
+        section = self.file.watch or WatchSection()
+        image = ImageSection(**section.model_dump(exclude={"folder", "pattern"}, exclude_unset=True))
+        species, where = self.catalogue.models[0].species, file.name
+        environments = _environments(self.file, self.catalogue)
+        if section.species is not None and tuple(section.species) != species:
+            raise InputError(f"[watch]: species {', '.join(section.species)}; the models have {', '.join(species)}, in this order")
+        if file.suffix.lower() in TABLES:
+            # keys of pixels say how the other files are read
+            image = image.model_copy(update={"table": str(file.absolute()), "name": file.stem})
+            return [_image(image, 0, self.path, environments, None, where)]
+        image = image.model_copy(update={"path": str(file.absolute())})
+        if image.bright is None:
+            raise InputError(f"{where}: key watch.bright is missing; expected the brightest species, one of {', '.join(species)}")
+        return [m.observation for m in _micrographs(image, self.path, environments, where)]
 
 
 def read(path: str | Path) -> Study:
@@ -239,14 +280,13 @@ def parse(text: str, path: str | Path = "study.toml") -> Study:
         file.infer.reuse = str(path.parent / file.infer.reuse)
     catalogued = catalogue.load(_models_path(file.study.models, path))
     _check_models(file, catalogued, path)
-    if not file.image and not catalogued.data:
+    if not file.image and not catalogued.data and file.watch is None:
         raise InputError(
             f"{path}: no [[image]] and no DATA in {catalogued.path.name}: nothing to infer from; add an image with path, table or counts"
         )
     if not file.image:
-        return Study(file, text, catalogued, catalogued.data, {})
-    lattice, species = catalogued.models[0].lattice, catalogued.models[0].species
-    environments = Environments(lattice, species, file.infer.shells, file.infer.symmetry)
+        return Study(file, text, catalogued, catalogued.data, {}, path=path)
+    species, environments = catalogued.models[0].species, _environments(file, catalogued)
     places = [f"{path}, image {section.name or number + 1}" for number, section in enumerate(file.image)]
     kinds = [_kind(section, where, species) for section, where in zip(file.image, places, strict=True)]
     readings: dict[str, Micrograph] = {}
@@ -265,7 +305,12 @@ def parse(text: str, path: str | Path = "study.toml") -> Study:
         images += given
         for name in labellings:
             relabelled[name] += other.get(name, given)
-    return Study(file, text, catalogued, tuple(images), {name: tuple(o) for name, o in relabelled.items()}, readings)
+    return Study(file, text, catalogued, tuple(images), {name: tuple(o) for name, o in relabelled.items()}, readings, path)
+
+
+def _environments(file: StudyFile, catalogued: catalogue.Catalogue) -> Environments:
+    first = catalogued.models[0]
+    return Environments(first.lattice, first.species, file.infer.shells, file.infer.symmetry)
 
 
 def _models_path(models: str, path: Path) -> str:
@@ -413,6 +458,7 @@ def _explain(error: ValidationError) -> str:
                     "infer": InferSection,
                     "nuisances": NuisancesSection,
                     "phases": PhasesSection,
+                    "watch": WatchSection,
                 }[part]
         return f"key {key} is unknown; expected one of {', '.join(section.model_fields)}"
     return f"key {key}: {first['msg'].lower()}; found {first.get('input')!r}"

@@ -13,9 +13,9 @@ from .emulator import SLOW_BAR, SUPPORT_BAR, ImageEmulator, slow_weight
 from .sampling import Posterior
 
 _RHAT_BAR, _ESS_BAR = 1.01, 400  # Vehtari et al., Bayesian Anal. 16, 667 (2021)
-_ONE_HEAP = 1.8  # kurtosis minus squared skewness of a uniform law
-_MISFIT_BAR = 2.0  # held-out mean square of the regression on chains
-_NOISE_BAR = 0.3  # of a posterior's standard deviation: the shift that its own simulation may cause
+ONE_HEAP = 1.8  # kurtosis minus squared skewness of a uniform law
+MISFIT_BAR = 2.0  # held-out mean square of the regression on chains
+NOISE_BAR = 0.3  # of a posterior's standard deviation: the shift that its own simulation may cause
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,13 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
         apart = smooth_error(emulator, smooth, campaign.observations, region.kind, some)
         smoothness = Check(apart < SMOOTH_BAR, f"rms error of the log likelihood over the posterior {apart:.3f}, at most {SMOOTH_BAR}")
     else:
-        why = (
-            f"mean square residual of chains left out {smooth.misfit:.2f} of their error, at most {_MISFIT_BAR} (1 if a quadratic will do)"
-        )
-        smoothness = Check(smooth.misfit < _MISFIT_BAR, why)
+        why = f"mean square residual of chains left out {smooth.misfit:.2f} of their error, at most {MISFIT_BAR} (1 if a quadratic will do)"
+        smoothness = Check(smooth.misfit < MISFIT_BAR, why)
     off = float(
         emulator_error(emulator, smooth, campaign.observations, posterior.full.mean(axis=0), np.atleast_2d(np.cov(posterior.full.T))).max()
     )
     slow = max(slow_weight(image, middle[name]) for name, image in emulator.images.items())
-    shape = min(_shape(image, middle[name]) for name, image in emulator.images.items())
+    shape = min(heaps(image, middle[name]) for name, image in emulator.images.items())
     rounds = max((h["round"] for h in campaign.history), default=0)
     return {
         "rounds": Check(
@@ -59,12 +57,12 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
         ),
         "emulator": smoothness,
         "simulation error": Check(
-            off < _NOISE_BAR, f"the pool's own error may have moved a mean by {off:.2f} of its standard deviation, at most {_NOISE_BAR}"
+            off < NOISE_BAR, f"the pool's own error may have moved a mean by {off:.2f} of its standard deviation, at most {NOISE_BAR}"
         ),
         "equilibrium": Check(slow <= SLOW_BAR, f"chains out of equilibrium carry {slow:.1%} of the weight, at most {SLOW_BAR:.0%}"),
         "normality": Check(
-            shape > _ONE_HEAP,
-            f"least kurtosis minus squared skewness of the statistic {shape:.2f}, above {_ONE_HEAP} (3 if normal, 1 if two heaps)",
+            shape > ONE_HEAP,
+            f"least kurtosis minus squared skewness of the statistic {shape:.2f}, above {ONE_HEAP} (3 if normal, 1 if two heaps)",
         ),
         "rhat": Check(bool(posterior.rhat.max() < _RHAT_BAR), f"largest R-hat {posterior.rhat.max():.4f}, below {_RHAT_BAR}"),
         "ess": Check(bool(posterior.ess.min() > _ESS_BAR), f"least effective sample size {posterior.ess.min():.0f}, above {_ESS_BAR}"),
@@ -72,7 +70,7 @@ def posterior_checks(campaign: Campaign, region: Region, posterior: Posterior) -
     }
 
 
-def _shape(image: ImageEmulator, union: NDArray[np.float64]) -> float:
+def heaps(image: ImageEmulator, union: NDArray[np.float64]) -> float:
     """Least kurtosis minus squared skewness among the statistic's whitened components.
 
     It is 3 for a normal law and for a Poisson law of any mean, 1.8 for a uniform one and 1, the least there
