@@ -34,6 +34,8 @@ _PUBLIC = {
     "IndependentDistance": "inference.likelihood",
     "ExactLikelihood": "inference.likelihood",
     "Nuisances": "inference.parameters",
+    "Sequential": "inference.sequential",
+    "StopRule": "inference.stopping",
     "calibrate": "inference.calibration",
     "calibrate_prior": "inference.fresh",
     "label_sensitivity": "inference.sensitivity",
@@ -47,6 +49,9 @@ _PUBLIC = {
     "free_energy_difference": "phases.free_energies",
     "find_phases": "phases.unsupervised",
     "gain_map": "phases.gain",
+    "validate": "planning.validate",
+    "what_next": "planning.targets",
+    "plan": "planning.plan",
     "leave_one_image_out": "inference.left_out",
     "write_report": "reporting.report",
 }

@@ -28,7 +28,8 @@ FLOORS = (  # lowest first
     {"montecarlo", "imaging"},  # theory and experiment: they meet in inference and never import each other
     {"inference"},
     {"phases"},
-    {"plots", "study", "readings", "results"},
+    {"planning"},
+    {"plots", "study", "readings", "results", "watching"},
     {"reporting"},
     {"cli"},
     {"__main__"},
@@ -47,6 +48,9 @@ BESIDE = {
     ("results", "study"),
     ("readings", "plots"),
     ("results", "readings"),
+    ("watching", "study"),
+    ("watching", "readings"),
+    ("watching", "plots"),
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("jax", "numba", "numpyro", "matplotlib.pyplot", "scipy", "xarray")

@@ -14,8 +14,10 @@ given to the truth is a lower bound of the information (Barber and Agakov, Adv. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..configuration import whole_counts
 from ..errors import InputError
+from ..files import write_dataset
 from ..hamiltonian import Compiled
 from ..montecarlo.chains import SLOW, unpack
 from ..montecarlo.engine import run_chains
@@ -94,6 +97,26 @@ class Gain:
         x, t, values = d.composition.to_numpy(), d.temperature.to_numpy(), [d[name].to_numpy() for name in columns]
         return [Choice(float(x[j]), float(t[i]), *(float(v[i, j]) for v in values)) for i, j in fine[order]]
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write netCDF, all of it or nothing: to a temporary file first, then renamed."""
+        return write_dataset(self.dataset, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Gain:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If there is no gain in the file.
+        """
+        try:
+            found = cls(xr.load_dataset(path, engine="h5netcdf"))
+            found.best(1)
+            return found
+        except (OSError, AttributeError, KeyError, ValueError) as why:
+            raise InputError(f"{path} holds no expected gain ({why}); expected a file that Gain.save wrote") from None
+
     def __str__(self) -> str:
         d, (unit, text) = self.dataset, ("bits", "entropy") if self.label else ("sd", "variance")
         present = float(d.present_entropy if self.label else d.present_sd)
@@ -102,7 +125,8 @@ class Gain:
             f"({c.reduction:.0%} +- {c.error:.0%} less {text}, {c.information:.2f} bits)"
             for c in self.best()
         ] or ["  nothing that can be relied on: no point of the map is in equilibrium"]
-        first = f"target: {unit} {present:.4g} now; an image of {d.attrs['sites']} sites is expected to leave"
+        name = d.attrs.get("target", "target")
+        first = f"{name}: {unit} {present:.4g} now; an image of {d.attrs['sites']} sites is expected to leave"
         return "\n".join([first, *lines, *self.notes])
 
 

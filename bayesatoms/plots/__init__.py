@@ -11,7 +11,8 @@ couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which
 :func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what follows elsewhere, with
 :func:`order_against_temperature` at one composition, :func:`transition_temperatures`, :func:`coexistence`, :func:`loops`,
 :func:`model_disagreement` and, as atoms, :func:`snapshots`;
-:func:`gain_map_figure` for what to image next; :func:`rank_bands` for whether the posteriors can be trusted.
+:func:`gain_map_figure` for what to image next, :func:`learning_curve` and :func:`power_curve` for how many images of it;
+:func:`rank_bands` for whether the posteriors can be trusted.
 """
 
 from .boundaries import coexistence, loops, order_against_temperature, transition_temperatures
@@ -21,6 +22,7 @@ from .fits import histogram, predicted_counts, s2_landscape, weights
 from .gain import gain_map_figure
 from .micrographs import background, certainty, intensities, overlay, reading, strain
 from .phases import model_disagreement, phase_map
+from .planning import learning_curve, power_curve
 from .predicted import snapshots
 from .structure import environment_key, site_map
 from .style import model_colours, save, signed, to_png, to_svg
@@ -35,6 +37,7 @@ __all__ = [
     "histogram",
     "intensities",
     "label_shift",
+    "learning_curve",
     "loops",
     "model_colours",
     "model_disagreement",
@@ -42,6 +45,7 @@ __all__ = [
     "overlay",
     "phase_map",
     "posteriors",
+    "power_curve",
     "predicted_counts",
     "rank_bands",
     "reading",
