@@ -106,7 +106,7 @@ class Watch:
             self.files = {}
         here = {o.name for o in self.session.observations}
         if self.session.updates:
-            self.say(f"Going on with {len(here)} images that were taken before.")
+            self.say(f"Going on with {len(here)} image{'s' if len(here) != 1 else ''} taken before.")
         given = self.study.observations if self.study.file.image else ()
         if first := [o for o in given if o.name not in here]:
             self._take(first)

@@ -6,6 +6,7 @@ Tests of ranks fail by chance in at most 1 % of the seeds (`ALARM`); the seed is
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,6 +150,14 @@ def test_posteriors_on_points_agree_with_a_pool_of_their_own(fresh):
     fine = one.kept & two.kept[:24]
     assert np.sqrt(np.mean(((one.mean - two.mean[:24]) / two.sd[:24])[fine] ** 2)) < 0.3
     assert 0.9 < np.median((one.sd / two.sd[:24])[fine]) < 1.1
+
+
+def test_images_of_one_box_are_different_crystals():
+    one, other = image(side=10), replace(image(side=10), name="other")
+    _, sets = synthetic([P1], [one, other], "P1", seed=2, datasets=4)
+    assert all((a.counts != b.counts).any() for a, b in sets)
+    _, alone = synthetic([P1], [one], "P1", seed=2, datasets=4)
+    assert all((a.counts == b.counts).all() for (a, _), [b] in zip(sets, alone, strict=True))
 
 
 def test_the_data_sets_can_be_had():

@@ -25,7 +25,7 @@ from bayesatoms.inference.densities import explore, log_likelihoods, log_prior, 
 from bayesatoms.inference.distance import squared_distance
 from bayesatoms.inference.evidence import evidence, quadrature, sequential
 from bayesatoms.inference.heterogeneity import heterogeneity, score_test
-from bayesatoms.inference.jackknife import evidence_noise
+from bayesatoms.inference.jackknife import evidence_noise, left_out
 from bayesatoms.inference.misfit import groups, laplace_shifts, misfit, residual
 from bayesatoms.inference.penalty import penalty
 from bayesatoms.inference.pointwise import atoms, consistency, difference, image_loo, stacking_weights
@@ -195,6 +195,25 @@ def test_jackknife_error_is_the_scatter_between_seeds():
 
 
 # ---------------------------------------------------------------------- what is left out
+
+
+def test_pools_without_a_stretch_are_those_of_the_other_records():
+    """Moments, weights and support at any couplings, against the pool with those records taken away."""
+    whole = scene().result.emulator
+    name, image = next(iter(whole.images.items()))
+    r = image.reweighting
+    group = np.concatenate([np.arange(n) * 4 // n for n in r.records.astype(int)])
+    couplings = scene().result["P1"].posterior.flat[:3] @ whole.embed(scene().result["P1"].model)
+    for g, rest in enumerate(left_out(whole, 4)):
+        keep, found = group != g, rest.images[name]
+        w = r.weights(couplings) * keep
+        w /= w.sum(axis=1, keepdims=True)
+        assert found.reweighting.weights(couplings) == pytest.approx(w, abs=1e-12)
+        means, effective = found.reweighting.averages(couplings, image.table)
+        assert means == pytest.approx(w @ image.table, rel=1e-9, abs=1e-12)
+        assert effective == pytest.approx(1 / (w**2).sum(axis=1), rel=1e-9)
+        assert found.moments(couplings[0]).mean == pytest.approx(found.batch(couplings[:1])[0].mean[0], abs=1e-9)
+        assert found.moments(couplings[0]).mean != pytest.approx(image.moments(couplings[0]).mean, abs=1e-9)
 
 
 def test_image_left_out_is_the_ratio_of_two_integrals(monkeypatch):

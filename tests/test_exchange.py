@@ -294,3 +294,15 @@ def test_two_starts_disagree_only_where_chains_are_stuck():
         from_cold = run_chain(compiled((24, 24)), [1.4], cold, seed=np.random.SeedSequence(s), **length)
         apart.append(chains.disagreement(hot, from_cold))
     assert max(apart[-12:]) > 5
+
+
+def test_ladder_of_points_that_would_run_by_different_kernels_alone():
+    """Between couplings far apart the kernel of one end need not do for the other; a ladder runs all by one."""
+    length = {"samples": 4, "sweeps": 1.0, "burn": 4.0}
+    points = [alloy(8, w, x=0.1, **length) for w in (0.3, 12.0)]
+    assert len({p.kernel for p in points}) == 2
+    rungs = linked(points, gap=6.0)
+    assert rungs[:2] == points
+    assert len(Ladder(rungs).run().chains) == len(rungs) > 2
+    with pytest.raises(InputError, match="differ in their box"):
+        Ladder([points[0], alloy(10, 12.0, x=0.1, **length)])

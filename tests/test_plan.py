@@ -228,7 +228,7 @@ def test_predicted_sd_is_that_of_synthetic_fits():
     assert one.error[0] < 0.03 * one.sd[0]
     scatter = np.sqrt(j) / (4 + j)  # of the means, which the prior draws in
     assert abs(mean.std(ddof=1) / scatter - 1) < 4 / np.sqrt(2 * SETS)
-    for wrong in (predicted(None)[0], predicted(ERRORS, 0.5)[0], predicted(ERRORS, 2.0)[0]):
+    for wrong in (predicted(np.eye(2))[0], predicted(ERRORS, 0.5)[0], predicted(ERRORS, 2.0)[0]):
         assert abs(sd / wrong.sd[0] - 1) > 0.08
 
 

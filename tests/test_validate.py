@@ -281,6 +281,22 @@ def test_a_forecast_in_words_and_numbers():
     assert again.summary()["models"] == content["models"] and again.sentences() == found.sentences()
 
 
+def test_what_the_probe_cannot_say_is_left_to_the_run():
+    """A perfect checkerboard lies beyond the probe, some priors are far from normal laws: no verdict, and no contradiction."""
+    square = {"lattice": Lattice.square(), "species": ("A", "B")}
+    checkers = Observation.from_labels(np.indices((16, 16)).sum(0) % 2, **square, name="checkers")
+    models = [Hamiltonian("R", **square), Hamiltonian("P", Pair("A", "B", name="w", prior=WIDE), **square)]
+    strong = validate(models, checkers, seed=1)
+    assert strong.verdict is None and not strong.decisions and not strong.bounds["P"].supported
+    assert "as far as the probe reached" in str(strong) and "is left to the run" in str(strong)
+    given = images(1, 0.0, key="flat")
+    for prior in (dist.Cauchy(0, 1), dist.HalfNormal(1), dist.Uniform(-1, 1)):
+        found = validate([R, Hamiltonian("P", Pair("A", "B", name="w1", prior=prior), **ALLOY)], given, seed=1)
+        assert found.verdict is None and not found.decisions and found.bounds["P"].supported
+        assert "priors that are bounded or have no width" in str(found)
+        assert np.asarray(prior.support(found.bounds["P"].couplings[0]))
+
+
 def test_refusals():
     given = images(1, 0.0, key="refused")
     with pytest.raises(InputError, match="nothing to infer"):

@@ -140,7 +140,7 @@ def test_ctrl_c_leaves_a_session_that_goes_on(place, capsys, monkeypatch):
     assert "run the same command to continue" in capsys.readouterr().err and state(place)["images"] == ["one"]
     assert run(place, "--idle", "0.0") == 0
     said = capsys.readouterr().out
-    assert "Going on with 1 images" in said and "No new file for" in said
+    assert "Going on with 1 image taken before" in said and "No new file for" in said
 
 
 def test_micrographs_and_the_images_of_the_study(place):

@@ -6,6 +6,7 @@ chains are there. Prior draws stand for the prior, the truths among them, and ra
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -296,12 +297,17 @@ def _images(
     """Class counts and features of one synthetic image at each truth (n, k), by image: the end of a chain of its own."""
     embed = np.array([[float(n == u) for u in campaign.names] for n in model.names])
     words = np.frombuffer(model.name.encode(), np.uint8)
-    seeds = np.random.SeedSequence([campaign.seed, 29, *words]).generate_state(len(truths), np.uint32).astype(int)
-    recipes = [
-        DesignPoint(shown.compiled[o.name], w @ embed, shown.variants[o.name][0].atoms, 1, 1.0, 2 * effort.burn, int(s))
-        for o in campaign.observations
-        for w, s in zip(truths, seeds, strict=True)
-    ]
+    recipes, boxes = [], Counter[tuple]()
+    for o in campaign.observations:
+        # images of one box and composition are different crystals of one material
+        box = (campaign.shapes[o.name], shown.variants[o.name][0].atoms)
+        own = [campaign.seed, 29, *words, *([boxes[box]] if boxes[box] else [])]
+        boxes[box] += 1
+        seeds = np.random.SeedSequence(own).generate_state(len(truths), np.uint32).astype(int)
+        recipes += [
+            DesignPoint(shown.compiled[o.name], w @ embed, shown.variants[o.name][0].atoms, 1, 1.0, 2 * effort.burn, int(s))
+            for w, s in zip(truths, seeds, strict=True)
+        ]
     found = iter(campaign.pool.run(recipes, workers=campaign.workers, progress=campaign.report))
     counts, features = {}, {}
     for o in campaign.observations:

@@ -77,7 +77,7 @@ class Stretches:
 
     def __init__(self, whole: Reweighting, groups: int) -> None:
         lengths = whole.records.astype(int)
-        group = np.concatenate([np.arange(n) * groups // n for n in lengths])
+        self.group = group = np.concatenate([np.arange(n) * groups // n for n in lengths])
         first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         self.left = np.array([np.add.reduceat(group != g, first) for g in range(groups)], dtype=float)
         self.order = np.argsort(group, kind="stable")
@@ -141,7 +141,9 @@ def _without(image: ImageEmulator, groups: int) -> list[ImageEmulator]:
     r = image.reweighting
     stretches, found = Stretches(r, groups), []
     for g in range(groups):
-        own = {f.name: getattr(r, f.name) for f in fields(r)} | {"records": stretches.left[g]}
+        # infinitely probable records have no weight
+        mixture = np.where(stretches.group == g, np.inf, r.log_mixture)
+        own = {f.name: getattr(r, f.name) for f in fields(r)} | {"records": stretches.left[g], "log_mixture": mixture}
         traces = None if image.traces is None else _cut(image.traces, g, groups)
         found.append(replace(image, reweighting=Rest(**own, stretches=stretches, group=g), traces=traces))
     return found

@@ -80,7 +80,8 @@ class Update:
 
     def __str__(self) -> str:
         weights = self.evidences.weights()
-        said = [f"{self.number} images, {self.environments} environments (+ {', '.join(self.images)}; {self.chains} chains run)"]
+        so_far = f"{self.number} image{'s' if self.number != 1 else ''}, {self.environments} environments"
+        said = [f"{so_far} (+ {', '.join(self.images)}; {self.chains} chains run)"]
         for model, weight in weights.items():
             known = self.estimates.get(model)
             rows = [] if known is None else zip(known.names, known.mean, known.sd, strict=True)

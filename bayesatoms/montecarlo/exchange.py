@@ -197,7 +197,7 @@ def linked(points: Sequence[DesignPoint], *, gap: float = 0.7, weakest: float = 
     (True, True, 5)
     """
     points = list(points)
-    base = replace(points[0], couplings=weakest * np.mean([p.couplings for p in points], axis=0))
+    base = replace(points[0], couplings=weakest * np.mean([p.couplings for p in points], axis=0), kernel="auto")
     nodes = [*points, *([base] if base.key not in {p.key for p in points} else [])]
     root = _spread(points[0].compiled, points[0].counts)
     found = list(nodes)
@@ -205,7 +205,9 @@ def linked(points: Sequence[DesignPoint], *, gap: float = 0.7, weakest: float = 
         if joint >= 0:
             step = nodes[child].couplings - nodes[joint].couplings
             pieces = max(1, int(np.ceil(np.linalg.norm(step @ root) / gap)))
-            found += [replace(base, couplings=nodes[joint].couplings + step * k / pieces) for k in range(1, pieces)]
+            # which kernel would run a point alone depends on its couplings; in a ladder all run together
+            between = [nodes[joint].couplings + step * k / pieces for k in range(1, pieces)]
+            found += [replace(base, couplings=w, kernel="auto") for w in between]
     return found
 
 
@@ -254,7 +256,7 @@ def _check(points: Sequence[DesignPoint], every: float) -> None:
         raise InputError("a semi-grand design point, or one of grouped sites, given; expected plain canonical ones only")
     if len({p.key for p in points}) < len(points):
         raise InputError("two design points of the ladder are the same; give each couplings or a seed of its own")
-    first, boxes = points[0], {replace(p, couplings=points[0].couplings, seed=0).key for p in points}
+    first, boxes = points[0], {replace(p, couplings=points[0].couplings, seed=0, kernel="auto").key for p in points}
     if len(boxes) > 1:
         raise InputError("design points of one ladder differ in their box, atoms, samples, sweeps or burn; expected those the same")
     if max(first.counts) == sum(first.counts):

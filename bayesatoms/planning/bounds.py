@@ -35,7 +35,7 @@ from ..window import Operator, Window
 Floats = NDArray[np.float64]
 
 _BLOCK = 1000  # environments: of a larger image a block is simulated, and its information scaled
-_LOOKS = 3  # at most, each with chains at what the last one found
+_LOOKS = 6  # at most, each with chains at what the last one found
 _STEPS = 6  # of scoring in one look
 _SUPPORT = 0.3  # of a chain, without which the probe does not answer
 _TIMED = 64  # couplings at which look-ups are timed
@@ -206,13 +206,10 @@ def probe(
     emulator = campaign.simulate(np.zeros((1, len(campaign.names))))
     found = {m.name: _start(campaign, m, observations, plain) for m in models}
     for _ in range(_LOOKS):
-        for start in found.values():
-            if start.parameters.names:
-                emulator = campaign.simulate(start.place[None], start.parameters)
-        moved = {name: _scored(emulator, start, blocks, shares) for name, start in found.items()}
-        still = all(_apart(a, moved[name]) < _STILL and moved[name].held for name, a in found.items())
-        found = moved
-        if still:
+        for start in (s for s in found.values() if s.parameters.names and not s.done):
+            emulator = campaign.simulate(start.place[None], start.parameters)
+        found = {name: _scored(emulator, start, blocks, shares) for name, start in found.items()}
+        if all(start.done for start in found.values()):
             break
     right = _rightly_labelled(campaign, emulator, blocks)
     bounds = {name: _bound(emulator, right, start, blocks, shares) for name, start in found.items()}
@@ -226,14 +223,17 @@ def _lookup(emulator: Emulator) -> float:
     image = max(emulator.images.values(), key=lambda i: len(i.values))
     places = np.zeros((_TIMED, len(emulator.names)))
     image.reweighting.averages(places, image.table)  # whatever is compiled is compiled now
-    clock = time.perf_counter()
-    image.reweighting.averages(places, image.table)
-    return (time.perf_counter() - clock) / (_TIMED * len(image.table))
+    least = np.inf
+    for _ in range(3):  # other programs only make it slower
+        clock = time.perf_counter()
+        image.reweighting.averages(places, image.table)
+        least = min(least, time.perf_counter() - clock)
+    return least / (_TIMED * len(image.table))
 
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Where one model's search is: `place` (p,), whether the chains held it, the prior's precision and mean (p,)."""
+    """Where one model's search is: `place` (p,), whether the chains held it and it stood still there, the prior's precision and mean."""
 
     parameters: Parameters
     place: Floats
@@ -241,7 +241,7 @@ class _Start:
     mean: Floats
     pseudo: PseudoLikelihood | None
     held: bool = True
-    sd: Floats | float = 1.0
+    done: bool = False
 
 
 def _block(o: Observation) -> Observation:
@@ -273,7 +273,7 @@ def _start(campaign: Campaign, model: Hamiltonian, observations: Sequence[Observ
 
 def _scored(emulator: Emulator, start: _Start, blocks: Sequence[Observation], shares: Floats) -> _Start:
     """Fisher scoring to the posterior's mode on the chains there are, as far as they reach."""
-    place, held, sd = start.place, True, start.sd
+    place, held, sd = start.place, True, np.ones(len(start.place))
     for _ in range(_STEPS if len(place) else 0):
         if not _reached(emulator, start.parameters, place, blocks):
             held = False
@@ -283,25 +283,24 @@ def _scored(emulator: Emulator, start: _Start, blocks: Sequence[Observation], sh
         slope = sum(s * g for s, (_, g) in zip(shares, each, strict=True)) + start.precision * (start.mean - place)
         covariance = np.linalg.pinv(whole, hermitian=True)
         step, sd = covariance @ slope, np.sqrt(np.diag(covariance))
+        while not _possible(start.parameters, place + step):  # a bounded prior: the mode lies at its edge
+            step = step / 2
         while not _reached(emulator, start.parameters, place + step, blocks) and np.abs(step / sd).max() > _STILL:
             step, held = step / 2, False
         place = place + step
         if np.abs(step / sd).max() < _STILL / 2:
             break
-    return replace(start, place=place, held=held, sd=sd)
+    still = bool(np.abs((place - start.place) / sd).max(initial=0.0) < _STILL)
+    return replace(start, place=place, held=held, done=held and still)
 
 
 def _reached(emulator: Emulator, parameters: Parameters, place: Floats, blocks: Sequence[Observation]) -> bool:
     embed, q = emulator.embed(parameters.model), len(emulator.names)
-    inside = all(np.asarray(parameters.prior(n).support(v)) for n, v in zip(parameters.names, place, strict=True))
-    return inside and all(
-        emulator.images[o.name].reweighting.support(parameters.union(o.name, place, embed)[:q]) > _SUPPORT for o in blocks
-    )
+    return all(emulator.images[o.name].reweighting.support(parameters.union(o.name, place, embed)[:q]) > _SUPPORT for o in blocks)
 
 
-def _apart(before: _Start, after: _Start) -> float:
-    """How far it moved, in standard deviations."""
-    return float(np.abs((after.place - before.place) / after.sd).max(initial=0.0))
+def _possible(parameters: Parameters, place: Floats) -> bool:
+    return all(np.asarray(parameters.prior(n).support(v)) for n, v in zip(parameters.names, place, strict=True))
 
 
 def _bound(emulator: Emulator, right: Emulator, start: _Start, blocks: Sequence[Observation], shares: Floats) -> Bound:

@@ -18,6 +18,7 @@ from scipy.stats import norm
 from ..configuration import Configuration
 from ..hamiltonian import Hamiltonian
 from ..inference.comparison import remaining
+from ..inference.densities import unbounded
 from ..inference.identifiability import identifiability
 from ..inference.priors import PRIOR_SCALES
 from ..observation import Observation
@@ -105,7 +106,7 @@ def threshold(sd: float, prior_mean: float, prior_sd: float, odds: float = _SURE
     --------
     >>> below, above, within = threshold(0.05, 0.0, 1.0)
     >>> round(above, 3), below == -above, within
-    (0.188, True, None)
+    (0.182, True, None)
     >>> threshold(0.02, 0.0, 1.0)[2] is not None
     True
     """
@@ -130,7 +131,7 @@ def threshold(sd: float, prior_mean: float, prior_sd: float, odds: float = _SURE
 
 
 def decisions(models: Sequence[Hamiltonian], bounds: Mapping[str, Bound], observations: Sequence[Observation], seed: int) -> list[Decision]:
-    """Every two models of which one has exactly one coupling more.
+    """Every two models of which one has exactly one coupling more, with normal priors and within the probe's reach.
 
     Examples
     --------
@@ -140,7 +141,7 @@ def decisions(models: Sequence[Hamiltonian], bounds: Mapping[str, Bound], observ
         (a, b, next(iter(set(b.names) - set(a.names))))
         for a in models
         for b in models
-        if set(a.names) < set(b.names) and len(b.names) == len(a.names) + 1
+        if set(a.names) < set(b.names) and len(b.names) == len(a.names) + 1 and _told(bounds[a.name]) and _told(bounds[b.name])
     ]
     if not pairs:
         return []
@@ -148,11 +149,25 @@ def decisions(models: Sequence[Hamiltonian], bounds: Mapping[str, Bound], observ
     return [_decision(a.name, bounds[b.name], name, each[b.name]) for a, b, name in pairs]
 
 
+def normal_priors(bound: Bound) -> bool:
+    """Whether the priors of the couplings can stand as normal laws: they have a width and exclude nothing.
+
+    Examples
+    --------
+    ``normal_priors(probe(...).bounds["P1"])``
+    """
+    return bool(np.isfinite(bound.prior[1]).all()) and all(unbounded(bound.model.prior(n)) for n in bound.names)
+
+
+def _told(bound: Bound) -> bool:
+    return bound.supported and normal_priors(bound)
+
+
 def _decision(inner: str, bound: Bound, name: str, each: Floats) -> Decision:
     place, (mean, variance) = bound.names.index(name), bound.prior
     mu, tau = float(mean[place]), float(np.sqrt(variance[place]))
     estimate, sd = _alone(bound, place, np.zeros_like(each), 0.0)
-    if not (np.isfinite(sd) and np.isfinite(tau)):
+    if not np.isfinite(sd):
         return Decision(inner, bound.model.name, name, np.nan, np.inf, -np.inf, np.inf, None, "", 0.0, 0.0, None)
     below, above, within = threshold(sd, mu, tau)
 
@@ -214,7 +229,7 @@ class Verdict:
 
 
 def verdict(bounds: Mapping[str, Bound]) -> Verdict | None:
-    """The comparison's rule on expected evidences; None where a prior has no width or there is one model.
+    """The comparison's rule on expected evidences; None for one model, for priors far from normal, or where the probe did not reach.
 
     Examples
     --------
@@ -229,9 +244,9 @@ def verdict(bounds: Mapping[str, Bound]) -> Verdict | None:
             found[scale] = dict(zip(bounds, (raw / raw.sum()).tolist(), strict=True))
         return found
 
-    now = weights(1.0)
-    if len(bounds) < 2 or not np.isfinite(list(now[1.0].values())).all():
+    if len(bounds) < 2 or not all(map(_told, bounds.values())):
         return None
+    now = weights(1.0)
     more = next((float(f) for f in _FACTORS if len(remaining(weights(float(f)))) == 1), None)
     return Verdict(now[1.0], remaining(now), more)
 

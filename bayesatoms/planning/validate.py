@@ -24,7 +24,7 @@ from ..observation import Observation
 from ..phases.candidates import Candidate
 from .bounds import Bound, Probe, probe
 from .cost import Cost, estimate, map_seconds, measure, stepping_stones
-from .decisions import Decision, Verdict, decisions, verdict
+from .decisions import Decision, Verdict, decisions, normal_priors, verdict
 
 _SIGN = 1.96  # standard deviations from zero at which a sign is told
 _BLIND = 0.8  # of the prior's width, above which images say next to nothing
@@ -47,7 +47,7 @@ class Forecast:
     decisions : tuple of Decision
         Models that differ by one coupling.
     verdict : Verdict or None
-        All models together; None for one model, or where priors have no width.
+        All models together; None for one model, or where it is left to the run (a note says why).
     cost : Cost
     notes : tuple of str
         What these figures leave out.
@@ -281,7 +281,13 @@ def _notes(found: Probe, nuisances: Nuisances) -> list[str]:
     lost = [name for name, b in found.bounds.items() if not b.supported]
     notes = []
     if lost:
-        notes.append(f"{_listed(lost)}: the probe did not reach where the couplings are; these figures are rough, and the run may be long.")
+        notes.append(
+            f"{_listed(lost)}: the probe did not reach where the couplings are, which seem strong. What the images decide is left to the "
+            "run, and that may be long."
+        )
+    other = [name for name, b in found.bounds.items() if not normal_priors(b)]
+    if other:
+        notes.append(f"{_listed(other)}: priors that are bounded or have no width; what the images decide is left to the run.")
     if found.slow:
         notes.append(f"Chains of {_listed(found.slow)} did not equilibrate in the probe: the run may have to exchange configurations.")
     if nuisances.composition or nuisances.label_error > 0:
@@ -330,11 +336,11 @@ def _couplings(bound: Bound) -> list[str]:
             )
             continue
         sign = "its sign is told" if abs(value) > _SIGN * sd else f"its sign is not told (that takes |{name}| > {_SIGN * sd:.2g})"
-        began = (
-            ""
-            if bound.pseudo is None
-            else f"; pseudo-likelihood {bound.pseudo.couplings[a]:.3f}, curvature alone ± {bound.pseudo.sd[a]:.3f}"
-        )
+        if not bound.supported:
+            found.append(f"{bound.model.name}: {name} = {value:.2g} kT as far as the probe reached; it may be stronger.")
+            continue
+        known = bound.pseudo is not None and bound.pseudo.sd[a] < prior
+        began = f"; pseudo-likelihood {bound.pseudo.couplings[a]:.3f}, curvature alone ± {bound.pseudo.sd[a]:.3f}" if known else ""
         found.append(f"{bound.model.name}: {name} = {value:.3f} ± {sd:.3f} kT expected, {sign}{began}.")
     return found
 

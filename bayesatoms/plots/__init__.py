@@ -11,7 +11,8 @@ couplings; :func:`s2_landscape` for the published fit; :func:`weights` for which
 :func:`label_shift` for what another labelling of the same images changes; :func:`phase_map` for what follows elsewhere, with
 :func:`order_against_temperature` at one composition, :func:`transition_temperatures`, :func:`coexistence`, :func:`loops`,
 :func:`model_disagreement` and, as atoms, :func:`snapshots`;
-:func:`gain_map_figure` for what to image next, :func:`learning_curve` and :func:`power_curve` for how many images of it;
+:func:`gain_map_figure` for what to image next, :func:`learning_curve` and :func:`power_curve` for how many images of it,
+:func:`live` while they come in;
 :func:`rank_bands` for whether the posteriors can be trusted.
 """
 
@@ -24,6 +25,7 @@ from .micrographs import background, certainty, intensities, overlay, reading, s
 from .phases import model_disagreement, phase_map
 from .planning import learning_curve, power_curve
 from .predicted import snapshots
+from .sequential import live
 from .structure import environment_key, site_map
 from .style import model_colours, save, signed, to_png, to_svg
 
@@ -38,6 +40,7 @@ __all__ = [
     "intensities",
     "label_shift",
     "learning_curve",
+    "live",
     "loops",
     "model_colours",
     "model_disagreement",
