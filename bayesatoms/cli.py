@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -64,9 +64,10 @@ def validate(
     """Before an hour is spent: reads everything, says what the images can and cannot decide, and what a run will cost."""
     from . import readings, study
     from .planning.validate import validate as forecast
+    from .results import arguments
 
     plan = study.read(study_file)
-    given, section = _inference(plan, workers), plan.file.phases
+    given, section = arguments(plan, workers, None), plan.file.phases
     names = ("composition", "chemical_potential", "temperature", "size", "draws", "model")
     phases = {name: getattr(section, name) for name in names} if section.run else None
     if phases is not None and phases["composition"] is None and phases["chemical_potential"] is None:
@@ -277,15 +278,9 @@ def _stored(plan: Study, place: Path, crew: Executor, bars: Progress) -> Result:
     """The result of a results folder: its chains are read back, what is not there is run."""
     from .inference.posterior import infer
     from .montecarlo.pool import Pool
+    from .results import arguments
 
-    return infer(plan.models, plan.observations, pool=Pool(place / "pool"), reuse=plan.file.infer.reuse, **_inference(plan, crew, bars))
-
-
-def _inference(plan: Study, workers: int | Executor, bars: Progress | None = None) -> dict[str, Any]:
-    """What the inference of a study is called with."""
-    from .results import _settings
-
-    return _settings(plan, workers, bars)
+    return infer(plan.models, plan.observations, pool=Pool(place / "pool"), reuse=plan.file.infer.reuse, **arguments(plan, crew, bars))
 
 
 def _numbers(text: str, what: str) -> list[float]:

@@ -100,7 +100,7 @@ def run(
     options, out = study.file.infer, Path(out)
     check_inputs(study.models, study.observations)
     _make(out)
-    common = _settings(study, workers, progress)
+    common = arguments(study, workers, progress)
     clock, pool = time.perf_counter(), Pool(out / "pool", force=force)
     result = infer(study.models, study.observations, pool=pool, reuse=reuse if reuse is not None else options.reuse, **common)
     result.sources["models"] = study.catalogue.sha256
@@ -129,8 +129,13 @@ def run(
     return results
 
 
-def _settings(study: Study, workers: int | Executor, progress: Progress | None) -> dict[str, Any]:
-    """What every inference of a study is called with."""
+def arguments(study: Study, workers: int | Executor, progress: Progress | None) -> dict[str, Any]:
+    """What every inference of a study is called with.
+
+    Examples
+    --------
+    ``infer(study.models, study.observations, **arguments(study, 2, None))``
+    """
     from .inference.campaign import Settings
 
     options = study.file.infer
@@ -213,7 +218,7 @@ def calibrate_study(
     out = Path(out)
     _make(out)
     pool = Pool(out / "pool")
-    result = infer(study.models, study.observations, pool=pool, reuse=study.file.infer.reuse, **_settings(study, workers, progress))
+    result = infer(study.models, study.observations, pool=pool, reuse=study.file.infer.reuse, **arguments(study, workers, progress))
     found = calibrate(result, source=source, datasets=datasets, seed=seed, pool=pool, workers=workers, progress=progress)
     stem = out / calibration_stem(source)
     save(found, stem.with_suffix(".nc"))

@@ -332,7 +332,7 @@ BAD_STUDY = {
     "label_error with path": ('path = "one.tif"\nbright = "Re"\nlabel_error = [[1.0]]\n', r"key label_error needs counts or table"),
     "columns with path": ('path = "one.tif"\nbright = "Re"\ncolumns = {x = "u"}\n', r"key columns needs table, but the image is given"),
     "sites with table": ('table = "t.csv"\nsites = 4\n', r"key sites needs counts"),
-    "unknown key": ('path = "one.tif"\nbrigth = "Re"\n', r"key image.0.brigth is unknown; expected one of name, path, bright"),
+    "unknown key": ('path = "one.tif"\nbrigth = "Re"\n', r"key image.0.brigth is unknown; expected one of bright, contrast"),
     "pixel size": ('path = "one.tif"\nbright = "Re"\npixel_size_nm = -1.0\n', r"key image.0.pixel_size_nm: .*greater than 0"),
     "frame": ('path = "one.tif"\nbright = "Re"\nframe = "last"\n', r"key image.0.frame"),
     "contrast": ('path = "one.tif"\nbright = "Re"\ncontrast = [0.3]\n', r"contrast = \[0.3\]; expected \[low, high\]"),

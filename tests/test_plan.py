@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import numpyro
 import pytest
+import xarray as xr
 from conftest import generator
 from numpyro import distributions as dist
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
+from bayesatoms import cli
 from bayesatoms.errors import CheckError, InputError
 from bayesatoms.hamiltonian import Cluster, Hamiltonian, Pair
 from bayesatoms.inference.campaign import Campaign
@@ -400,3 +402,25 @@ def test_nuisances_are_refused():
     fit = replace(result["P1"], parameters=Parameters.of(P1, images, Nuisances(energies=True)))
     with pytest.raises(InputError, match="model P1 has nuisance parameters"):
         plan(replace(result, fits={**result.fits, "P1": fit}), seed=1)
+
+
+def test_plan_on_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "study.toml").write_text('[study]\nname = "s"\nseed = 3\nmodels = "mos2_res2"\n')
+    monkeypatch.setattr(cli, "_stored", lambda *_: scene())
+    given = ["plan", str(tmp_path), "--composition", "0.3,0.5", "--most", "4", "--quiet", "--workers", "1"]
+
+    def run(*more: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*given, *more])
+        said = capsys.readouterr()
+        return stopped.value.code, said.out, said.err.strip()
+
+    code, out, err = run("--sd", "P1.w=0.05", "--out", str(tmp_path / "deep"))
+    assert code == 0, err
+    assert "To tell" in out and "sd of P1.w:" in out
+    found = xr.load_dataset(tmp_path / "deep" / "plan.nc", engine="h5netcdf")
+    assert found.attrs["seed"] == 3 and found.composition.values.tolist() == [0.3, 0.5]
+    assert all((tmp_path / "deep" / f"{name}_curve.png").stat().st_size > 10_000 for name in ("learning", "power"))
+    for more, message in ((["--sd", "w9=0.1"], "w9"), (["--truth", "X"], "X"), (["--composition", "half"], "expected numbers")):
+        code, _, err = run(*more)
+        assert code == 2 and message in err and len(err.splitlines()) == 1

@@ -47,7 +47,7 @@ _NUTS = (0.35, 0.17)  # seconds a posterior, program at hand; and for each image
 _COMPILE = 14.0  # seconds a posterior of a new form
 _COMPARE = (0.3, 0.26)  # seconds, and for each image and coupling of all models
 _CALIBRATE = (0.1, 0.1)  # likewise
-_START = (3.0, 5.0)  # seconds for imports and compiled kernels; for tables, pictures and the report
+_START = (15.0, 0.7)  # imports, compiled kernels, tables, pictures and the report; likewise
 _REFERENCE = 1.4e-9  # seconds for one exponential on the machine on which all that was timed
 _BLOCKS = (0.8, 1.3, 3.0)  # blocks of a stage of a phase map: cold ones freeze, those near a boundary take up to five
 _FEW = 0.25  # of the time of as many draws as run side by side, for one
@@ -327,7 +327,7 @@ def estimate(
         add("labellings", [relabelled * (0.5 * s + sampled) for s in simulate])
     if mapping is not None:
         add("phase map", mapping)
-    add("start and report", [_START[0] * slower, sum(_START) * slower, 2 * sum(_START) * slower])
+    add("start and report", [(_START[0] + _START[1] * couplings) * slower * f for f in spread])
     kept_bytes = [sum(n * rates.bytes[name] for name, n in every.items()) / 1e9 for every in chains]
     largest = settings.samples * max(o.window.box(o.environments, o.true_composition)[0].n_sites for o in observations) / 1e9
     least, most = _BASE + 2 * kept_bytes[0] + largest, 1.5 * _BASE + 3 * kept_bytes[-1] + 3 * largest * workers
