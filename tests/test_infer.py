@@ -51,7 +51,8 @@ def interval(image, seed):
     return np.quantile(region.draws[:, 0], [0.05, 0.95])
 
 
-@pytest.mark.parametrize(("n", "least", "most"), [(24, 18, 24), pytest.param(60, 48, 59, marks=pytest.mark.slow)])
+@pytest.mark.slow  # with fewer images, and a control, on every run: test_soft_labels.py
+@pytest.mark.parametrize(("n", "least", "most"), [(24, 18, 24), (60, 48, 59)])
 def test_coverage_of_the_truth_with_label_errors_and_missing_sites(n, least, most):
     """Truth w = 0.25 kT, 3 % label errors, 1 % missing sites: so many of n 90 % intervals hold the truth.
 
